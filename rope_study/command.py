@@ -1,0 +1,52 @@
+"""Running a command: its flags, and every wrong input as one line with exit status 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from rope_study import config as config_lib
+from rope_study import parallel
+from rope_study.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    default=None,
+    help_string="A file of configs/; any field can follow, as in --config.train.steps=100."
+    " All fields with their defaults: rope_study/config.py.",
+    lock_config=True,
+)
+
+
+def run(main: Callable[[ConfigDict], None]) -> None:
+    """Parses the flags and calls main(config); does not return."""
+
+    def checked(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; settings start with --config")
+            if _CONFIG.value is None:
+                raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
+            config_lib.check(_CONFIG.value)
+            parallel.start()
+            main(_CONFIG.value)
+        except UserError as error:
+            _fail(error)
+
+    app.run(checked, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    # A config file is Python, and ml_collections passes on what it raises for unknown fields,
+    # wrong types and missing files.
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,198 @@
+"""Text in: documents from files or from Python itself, and their split into train and held-out."""
+
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import sysconfig
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rope_study.errors import UserError, nearest
+
+# Longer texts are cut, so that even one big file has documents to hold out.
+MAX_CHARACTERS = 32_768
+
+# What a folder is searched for. A file or glob that the user names may end as it likes.
+TEXT_ENDINGS = (
+    *(".txt", ".text", ".md", ".rst", ".tex", ".html", ".jsonl"),
+    *(".py", ".c", ".h", ".cc", ".cpp", ".java", ".js", ".go", ".rs"),
+)
+OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+
+# Parts of the standard library that are tests, tables, other programs, or already in the topics.
+NOT_PROSE_OR_CODE = {
+    *("test", "tests", "idlelib", "lib2to3", "encodings", "distutils", "ensurepip"),
+    *("turtledemo", "tkinter", "pydoc_data", "__pycache__"),
+}
+
+WHERE = "set config.data.path"
+
+
+def read_documents(path: str) -> list[str]:
+    """All documents of a corpus, always in the same order.
+
+    A JSONL file holds one document a line, {"text": ...}; any other file is one document. Texts
+    above MAX_CHARACTERS are cut between paragraphs, and what is only whitespace is dropped.
+
+    Args:
+      path: "python" for the embedded corpus (a folder of that name is "./python"), a text or JSONL
+        file, a folder (searched recursively for TEXT_ENDINGS), or a glob; files may end in
+        .gz or .xz.
+
+    Raises:
+      UserError: nothing found, unreadable, not UTF-8, no text, or a wrong line of JSONL.
+    """
+    path = str(path)
+    texts = _python_texts() if path == "python" else _file_texts(_find_files(path))
+    documents = [piece for text in texts for piece in _cut(text) if not piece.isspace()]
+    if not documents:
+        raise UserError(f"{path!r} holds no text: all of it is empty or whitespace; {WHERE}")
+    return documents
+
+
+def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
+    """(train, held_out) documents; each one's own text decides its side.
+
+    So no document moves when others are added, and equal texts are never on both sides.
+
+    Args:
+      documents: from `read_documents`.
+      held_out: expected fraction of documents to hold out, in (0, 1).
+
+    Raises:
+      UserError: held_out is outside (0, 1), or one side is empty.
+    """
+    if not isinstance(held_out, int | float) or not 0 < held_out < 1:
+        raise UserError(
+            f"held_out={held_out!r} must be a fraction between 0 and 1; set config.data.held_out"
+        )
+    sides = ([], [])
+    for document in documents:
+        sides[_hash_fraction(document) < held_out].append(document)
+    for name, side in zip(("train", "held-out"), sides, strict=True):
+        if not side:
+            raise UserError(
+                f"held_out={held_out} leaves no {name} document of {len(documents)}:"
+                " change config.data.held_out or give more text in config.data.path"
+            )
+    return sides
+
+
+def fingerprint(documents: list[str]) -> str:
+    """16 hexadecimal digits that tell one corpus from another, for results."""
+    digest = hashlib.sha256()
+    for document in documents:
+        # A hash of hashes: where one document ends and the next begins counts too.
+        digest.update(hashlib.sha256(document.encode()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _hash_fraction(document: str) -> float:
+    """In [0, 1). 48 bits: a float64 holds them exactly, so it never rounds up to 1."""
+    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
+
+
+# --- the embedded corpus ----------------------------------------------------------------------
+
+
+def _python_texts() -> Iterator[str]:
+    """The language reference in prose, then the standard library's sources; about 8 MB."""
+    from pydoc_data.topics import topics
+
+    for name in sorted(topics):
+        yield topics[name]
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(library.rglob("*.py")):
+        if all(_is_package(folder) for folder in file.relative_to(library).parts[:-1]):
+            yield _read_text(file)
+
+
+def _is_package(folder: str) -> bool:
+    # No identifier, so no package: site-packages, config-3.11-x86_64-linux-gnu, hidden folders.
+    return folder.isidentifier() and folder not in NOT_PROSE_OR_CODE
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _find_files(path: str) -> list[Path]:
+    root = os.path.expanduser(path)
+    if os.path.isfile(root):
+        return [Path(root)]
+    if os.path.isdir(root):
+        files = [file for file in Path(root).rglob("*") if _ending(file) in TEXT_ENDINGS]
+        problem = f"the folder {path!r} has no file that ends in {', '.join(TEXT_ENDINGS)}"
+    else:
+        files = map(Path, glob.glob(root, recursive=True))
+        problem = (
+            f"{path!r} is no file or folder and matches none as a glob.{nearest(path, ['python'])}"
+            ' Allowed: "python", a text or JSONL file, a folder, a glob'
+        )
+    files = sorted(file for file in files if file.is_file())
+    if not files:
+        raise UserError(f"{problem}; {WHERE}")
+    return files
+
+
+def _ending(file: Path) -> str:
+    """What the content is, compressed or not: '.jsonl' for a.jsonl and a.jsonl.gz."""
+    inner = file.stem if file.suffix.lower() in OPENERS else file.name
+    return Path(inner).suffix.lower()
+
+
+def _file_texts(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        text = _read_text(file)
+        if _ending(file) == ".jsonl":
+            yield from _jsonl_texts(text, file)
+        else:
+            yield text
+
+
+def _read_text(file: Path) -> str:
+    try:
+        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
+            text = stream.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}; {WHERE}"
+        ) from error
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise UserError(f"{str(file)!r} cannot be read ({error}); {WHERE}") from error
+    # As Python's own text mode: a byte order mark and the kind of line ends are not content.
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _jsonl_texts(lines: str, file: Path) -> Iterator[str]:
+    # Not splitlines(): a JSON string may hold U+2028 and the like.
+    for number, line in enumerate(lines.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            text.encode()  # an escaped lone surrogate would fail later, far from its line
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{str(file)!r}, line {number}: not of the form {{"text": "..."}}'
+                f" ({type(error).__name__}: {error}); {WHERE}"
+            ) from error
+        yield text
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Pieces of at most MAX_CHARACTERS that end with a blank line, else a line, else anywhere."""
+    start = 0
+    while len(text) - start > MAX_CHARACTERS:
+        stop = start + MAX_CHARACTERS
+        for boundary in ("\n\n", "\n"):
+            found = text.rfind(boundary, start, stop)
+            if found >= 0:
+                stop = found + len(boundary)
+                break
+        yield text[start:stop]
+        start = stop
+    yield text[start:]

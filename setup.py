@@ -1,0 +1,34 @@
+"""Packaging of rope_study. Exact versions that were tested together: constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="rope_study",
+    version="0.1.0",
+    description="What the rotary frequencies of a decoder do: train, probe and compare them.",
+    license="Apache-2.0",
+    packages=find_packages(include=["rope_study", "rope_study.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12,<0.13",
+        "grain>=0.2.12,<0.3",
+        "jax>=0.10,<0.13",
+        "matplotlib>=3.9,<4",
+        "ml-collections>=1.0,<2",
+        "netCDF4>=1.7,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.5,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "sentencepiece>=0.2,<0.3",
+        "tensorboardX>=2.6,<3",
+        "tqdm>=4.66,<5",
+        "xarray>=2025.1",
+        "zarr>=3.0,<4",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda]"],
+        "dev": ["chex>=0.1.90,<0.2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.6"],
+    },
+)
