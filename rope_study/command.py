@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rope_study import config as config_lib
@@ -34,6 +34,7 @@ def run(main: Callable[[ConfigDict], None]) -> None:
         except UserError as error:
             _fail(error)
 
+    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells of every file it writes
     app.run(checked, flags_parser=_parse)
 
 

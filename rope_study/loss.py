@@ -104,7 +104,7 @@ def _psum(a: Array, axes: str | tuple[str, ...] | None) -> Array:
 
 def _chunks(x, embedding, targets, weights, chunk, gradients, vocab_axis=None):
     """The loop over chunks of tokens, on one device (or one device's part of the vocabulary)."""
-    B, T, D = x.shape
+    B, T = targets.shape
     chunk = min(chunk, B * T)
 
     def split(a: Array) -> Array:

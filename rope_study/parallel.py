@@ -74,20 +74,33 @@ class Layout:
             is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
 
-    def place_rows(self, rows: Callable[[int, int], np.ndarray], count: int, width: int):
-        """A global int32[count, width] batch split by rows; each host reads only its own.
+    def place_rows(
+        self, rows: Callable[[int, int], np.ndarray], shape: tuple[int, ...]
+    ) -> jax.Array:
+        """A global batch of that shape, split by rows; each host reads only its own.
 
         Args:
-          rows: (start, stop) -> int32[stop - start, width].
-          count: rows of the whole batch over all hosts.
-          width: columns.
+          rows: (start, stop) -> array [stop - start, ...].
+          shape: of the whole batch over all hosts.
         """
+        count = shape[0]
+        self.check_rows(count)
+        sharding = self.sharding("batch", *[None] * (len(shape) - 1))
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: rows(*index[0].indices(count)[:2])
+        )
 
-        def read(index: tuple[slice, slice]) -> np.ndarray:
-            start, stop, _ = index[0].indices(count)
-            return rows(start, stop)
+    def check_rows(self, count: int) -> None:
+        """Refuses a batch whose rows do not divide over the devices of the batch axis."""
+        if count % self.shards("batch"):
+            raise UserError(
+                f"a batch of {count} rows does not divide over {self.shards('batch')} devices;"
+                " set config.data.batch_size or config.mesh"
+            )
 
-        return jax.make_array_from_callback((count, width), self.sharding("batch", None), read)
+    def place(self, batch: np.ndarray) -> jax.Array:
+        """A batch that every host holds whole, split by rows."""
+        return self.place_rows(lambda start, stop: batch[start:stop], batch.shape)
 
 
 def make_layout(mesh: str = "fsdp=-1", rules: Rules | None = None) -> Layout:
@@ -131,6 +144,11 @@ def _fill(sizes: dict[str, int], devices: int, mesh: str) -> dict[str, int]:
             f" {devices}, at most one may be -1 (the rest); set config.mesh"
         )
     return sizes | {axis: devices // fixed for axis in open_axes}
+
+
+def one_device() -> Layout:
+    """The layout of a single device."""
+    return Layout(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES))
 
 
 def start() -> None:

@@ -10,12 +10,10 @@ from rope_study.errors import UserError
 
 
 def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
-    """One flat stream [n] of all documents, each after a BOS.
+    """One flat stream of all documents in order, each after a BOS, with a progress bar or not.
 
-    Args:
-      documents: texts, in the order of the stream.
-      tokenizer: its vocabulary decides between uint16 and uint32.
-      progress: show a bar on stderr.
+    Returns:
+      uint16[n] if the tokenizer's vocabulary fits, else uint32[n].
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     bos = np.array([tokenizer.bos], dtype)
@@ -26,22 +24,15 @@ def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False)
 
 
 class Windows:
-    """Consecutive runs of the stream, each after a BOS of its own; what is left over is dropped.
+    """Consecutive runs of `length` tokens, each after a BOS of its own; what is left is dropped.
 
-    windows[i] is int32[length + 1]: inputs are w[:-1], targets w[1:], so the targets of all
+    windows[i] is int32[length + 1]: inputs are w[:-1] and targets w[1:], so the targets of all
     windows are the stream itself, and every window starts as a document does.
-
-    Args:
-      tokens: uint[n] from `tokenize`.
-      length: tokens to predict in a window.
-      bos: id that starts every window.
-
-    Raises:
-      UserError: length is not a positive integer.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, bos: int):
-        _check_count(length, "config.data.length")
+        """Of tokens uint[n] from `tokenize`; UserError if length is no positive integer."""
+        _check_integer(length, "config.data.length")
         self._tokens, self._length, self._bos = tokens, length, bos
 
     def __len__(self) -> int:
@@ -50,34 +41,34 @@ class Windows:
     def __getitem__(self, i: int) -> np.ndarray:
         if not 0 <= i < len(self):
             raise IndexError(f"window {i} of {len(self)}")
-        window = np.empty(self._length + 1, np.int32)
-        window[0] = self._bos
-        window[1:] = self._tokens[i * self._length : (i + 1) * self._length]
-        return window
+        run = self._tokens[i * self._length : (i + 1) * self._length]
+        return np.concatenate([[self._bos], run]).astype(np.int32)
 
 
 class TrainBatches:
     """Shuffled windows without end, in a new order each epoch, by random access.
 
-    Row r of step s is always the same for one (tokens, length, batch_size, seed), whatever was
-    read before: to resume is to ask for the next step, from any number of hosts.
-
-    Args:
-      tokens: uint[n] from `tokenize`.
-      length: tokens to predict in a row.
-      batch_size: rows in a batch, over all hosts.
-      seed: of the order, 0..2^32-1.
-      bos: id that starts every row.
-
-    Raises:
-      UserError: the tokens do not fill one batch, or a number is out of range.
+    Row r of step s depends on (tokens, length, batch_size, seed) alone, not on what was read
+    before: to resume is to ask for the next step, on any number of hosts.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, batch_size: int, seed: int, bos: int):
+        """Of tokens uint[n] from `tokenize`.
+
+        Args:
+          tokens: the stream.
+          length: tokens to predict in a row.
+          batch_size: rows in a batch, over all hosts.
+          seed: of the order, below 2^32.
+          bos: id that starts every row.
+
+        Raises:
+          UserError: the tokens do not fill one batch, or a number is out of range.
+        """
         import grain  # takes seconds, and only training needs it
 
-        _check_count(batch_size, "config.data.batch_size")
-        _check_seed(seed)
+        _check_integer(batch_size, "config.data.batch_size")
+        _check_integer(seed, "config.seed", lowest=0)
         windows = Windows(tokens, length, bos)
         if len(windows) < batch_size:
             raise UserError(
@@ -85,8 +76,7 @@ class TrainBatches:
                 f" {batch_size * length} ({batch_size} rows of {length}): give more text in"
                 " config.data.path, or lower config.data.batch_size or config.data.length"
             )
-        self.batch_size = batch_size
-        self.windows_per_epoch = len(windows)
+        self._batch_size = batch_size
         self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, start: int, stop: int) -> np.ndarray:
@@ -95,66 +85,54 @@ class TrainBatches:
         Raises:
           UserError: step is negative, or the rows are none or outside the batch.
         """
-        if step < 0 or not 0 <= start < stop <= self.batch_size:
+        if step < 0 or not 0 <= start < stop <= self._batch_size:
             raise UserError(
-                f"rows {start}:{stop} of step {step}: steps count from 0 and rows lie in"
-                f" 0:{self.batch_size}, at least one; set config.data.batch_size"
+                f"rows {start}:{stop} of step {step}: steps count from 0, and rows are at least"
+                f" one of 0:{self._batch_size}; set config.data.batch_size"
             )
-        first = int(step) * self.batch_size
+        first = int(step) * self._batch_size
         return np.stack([self._dataset[first + row] for row in range(start, stop)])
 
     def batch(self, step: int) -> np.ndarray:
         """The whole batch of a step, int32[batch_size, length + 1]."""
-        return self.rows(step, 0, self.batch_size)
+        return self.rows(step, 0, self._batch_size)
 
 
 def held_out_batches(
     tokens: np.ndarray, length: int, batch_size: int, bos: int, max_windows: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows in order, once, as (int32[batch_size, length + 1], weights float32[batch_size]).
+    """Windows in order, once: (int32[batch_size, length + 1], weights float32[batch_size]) each.
 
-    The last batch is filled up with repeated rows of weight 0.
-
-    Args:
-      tokens: uint[n] from `tokenize`.
-      length: tokens to predict in a window.
-      batch_size: rows in a batch.
-      bos: id that starts every window.
-      max_windows: take at most this many, evenly spaced over the stream.
+    At most max_windows of them, evenly spaced over the stream. The last batch is filled up with
+    repeated rows of weight 0.
 
     Raises:
       UserError: not one window fits, or a number is not a positive integer.
     """
-    _check_count(batch_size, "config.data.batch_size")
+    _check_integer(batch_size, "config.data.batch_size")
     windows = Windows(tokens, length, bos)
-    if max_windows is not None:
-        _check_count(max_windows, "max_windows")
     if not len(windows):
         raise UserError(
             f"the held-out text has {len(tokens)} tokens, one window needs {length}: raise"
             " config.data.held_out, give more text in config.data.path, or lower config.data.length"
         )
-    count = min(len(windows), max_windows or len(windows))
+    if max_windows is None:
+        max_windows = len(windows)
+    _check_integer(max_windows, "max_windows")
+    count = min(max_windows, len(windows))
     chosen = np.arange(count) * len(windows) // count
-    # A generator of its own, so that the errors above come at the call and not at the first batch.
-    return _padded_batches(windows, chosen, batch_size)
+
+    # Inside, so that the errors above come at the call and not with the first batch.
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, count, batch_size):
+            rows = chosen[start : start + batch_size]
+            weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
+            yield np.stack([windows[i] for i in np.resize(rows, batch_size)]), weights
+
+    return batches()
 
 
-def _padded_batches(
-    windows: Windows, chosen: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(chosen), batch_size):
-        rows = chosen[start : start + batch_size]
-        weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-        # np.resize repeats the rows from the first one on.
-        yield np.stack([windows[i] for i in np.resize(rows, batch_size)]), weights
-
-
-def _check_count(value: int, setting: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{setting}={value!r} must be a positive integer; set {setting}")
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed!r} must be an integer in 0..2^32-1; set config.seed")
+def _check_integer(value: int, setting: str, lowest: int = 1) -> None:
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not integer or not lowest <= value < 2**32:
+        raise UserError(f"{setting}={value!r} must be an integer, {lowest}..2^32-1; set {setting}")

@@ -17,17 +17,14 @@ from rope_study.errors import UserError, nearest
 MAX_CHARACTERS = 32_768
 
 # What a folder is searched for. A file or glob that the user names may end as it likes.
-TEXT_ENDINGS = (
-    *(".txt", ".text", ".md", ".rst", ".tex", ".html", ".jsonl"),
-    *(".py", ".c", ".h", ".cc", ".cpp", ".java", ".js", ".go", ".rs"),
-)
+TEXT_ENDINGS = ".txt .text .md .rst .tex .html .jsonl .py .c .h .cc .cpp .java .js .go .rs".split()
 OPENERS = {".gz": gzip.open, ".xz": lzma.open}
 
 # Parts of the standard library that are tests, tables, other programs, or already in the topics.
-NOT_PROSE_OR_CODE = {
-    *("test", "tests", "idlelib", "lib2to3", "encodings", "distutils", "ensurepip"),
-    *("turtledemo", "tkinter", "pydoc_data", "__pycache__"),
-}
+LEFT_OUT = (
+    "test tests idlelib lib2to3 encodings distutils ensurepip turtledemo tkinter"
+    " pydoc_data __pycache__"
+).split()
 
 WHERE = "set config.data.path"
 
@@ -48,20 +45,17 @@ def read_documents(path: str) -> list[str]:
     """
     path = str(path)
     texts = _python_texts() if path == "python" else _file_texts(_find_files(path))
-    documents = [piece for text in texts for piece in _cut(text) if not piece.isspace()]
+    documents = [piece for text in texts for piece in _cut(text) if piece.strip()]
     if not documents:
         raise UserError(f"{path!r} holds no text: all of it is empty or whitespace; {WHERE}")
     return documents
 
 
 def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
-    """(train, held_out) documents; each one's own text decides its side.
+    """(train, held-out) documents, about the fraction held_out of them held out.
 
-    So no document moves when others are added, and equal texts are never on both sides.
-
-    Args:
-      documents: from `read_documents`.
-      held_out: expected fraction of documents to hold out, in (0, 1).
+    A document's own text decides its side: none moves when others are added, and equal texts
+    are never on both sides.
 
     Raises:
       UserError: held_out is outside (0, 1), or one side is empty.
@@ -70,16 +64,15 @@ def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
         raise UserError(
             f"held_out={held_out!r} must be a fraction between 0 and 1; set config.data.held_out"
         )
-    sides = ([], [])
+    train, kept = [], []
     for document in documents:
-        sides[_hash_fraction(document) < held_out].append(document)
-    for name, side in zip(("train", "held-out"), sides, strict=True):
-        if not side:
-            raise UserError(
-                f"held_out={held_out} leaves no {name} document of {len(documents)}:"
-                " change config.data.held_out or give more text in config.data.path"
-            )
-    return sides
+        (kept if _hash_fraction(document) < held_out else train).append(document)
+    if not train or not kept:
+        raise UserError(
+            f"held_out={held_out} leaves {len(train)} documents to train on and {len(kept)} held"
+            " out, both need one: change config.data.held_out or give more text in config.data.path"
+        )
+    return train, kept
 
 
 def fingerprint(documents: list[str]) -> str:
@@ -113,7 +106,7 @@ def _python_texts() -> Iterator[str]:
 
 def _is_package(folder: str) -> bool:
     # No identifier, so no package: site-packages, config-3.11-x86_64-linux-gnu, hidden folders.
-    return folder.isidentifier() and folder not in NOT_PROSE_OR_CODE
+    return folder.isidentifier() and folder not in LEFT_OUT
 
 
 # --- files ------------------------------------------------------------------------------------

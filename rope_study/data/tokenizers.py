@@ -13,13 +13,7 @@ WHERE = "set config.data.tokenizer"
 
 
 class Tokenizer(abc.ABC):
-    """What both tokenizers share.
-
-    Attributes:
-      name: how config.data.tokenizer spells it.
-      bos: id of the beginning-of-sequence token.
-      vocab_size: ids are 0..vocab_size-1.
-    """
+    """What both tokenizers share: name (as in config.data.tokenizer), bos and vocab_size."""
 
     name: str
     bos: int
@@ -29,17 +23,17 @@ class Tokenizer(abc.ABC):
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""
 
-    @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids[n], without BOS. Raises UserError for an id outside the vocabulary."""
+        """The text of ids[n], BOS skipped; UserError for an id outside the vocabulary."""
+        return self._text([i for i in self._known(ids) if i != self.bos])
 
-    @abc.abstractmethod
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """A label to read in figures for each of ids[n]: ▁ is a space, <0x0A> a byte.
+        """A label for figures for each of ids[n]: ▁ is a space, <0x0A> a byte (here a line end).
 
         Raises:
           UserError: an id is outside the vocabulary.
         """
+        return [self._piece(i) for i in self._known(ids)]
 
     def encode_batch(
         self, texts: Sequence[str], length: int | None = None
@@ -51,20 +45,18 @@ class Tokenizer(abc.ABC):
           length: the most tokens a row may have, its first BOS included; what is beyond is cut.
 
         Returns:
-          tokens int32[B, T] and weights float32[B, T], 1 on real tokens and 0 on padding. T is
-          that of the longest row.
+          tokens int32[B, T] and weights float32[B, T], 1 on real tokens and 0 on padding, where
+          T is that of the longest row.
 
         Raises:
           UserError: no texts, one string in place of a list, or length below 1.
         """
-        if isinstance(texts, str) or len(texts) == 0:
+        if isinstance(texts, str) or not len(texts):
             raise UserError(f"texts={texts!r} must be a list with at least one text")
         if length is not None and length < 1:
-            raise UserError(
-                f"length={length!r} must be at least 1, the BOS; set config.data.length"
-            )
+            raise UserError(f"length={length} must be at least 1, the BOS; set config.data.length")
         rows = [[self.bos, *self.encode(text)][:length] for text in texts]
-        shape = len(rows), max(map(len, rows))
+        shape = len(rows), max(len(row) for row in rows)
         tokens = np.full(shape, self.bos, np.int32)
         weights = np.zeros(shape, np.float32)
         for i, row in enumerate(rows):
@@ -81,9 +73,15 @@ class Tokenizer(abc.ABC):
                 )
         return ids
 
+    @abc.abstractmethod
+    def _text(self, ids: list[int]) -> str: ...
+
+    @abc.abstractmethod
+    def _piece(self, i: int) -> str: ...
+
 
 class ByteTokenizer(Tokenizer):
-    """UTF-8 bytes as ids 0..255, and BOS."""
+    """UTF-8 bytes as ids 0..255, and BOS. Bytes that are not UTF-8 decode to U+FFFD."""
 
     name = "bytes"
     bos = 256
@@ -93,15 +91,10 @@ class ByteTokenizer(Tokenizer):
         """Ids int32[n] of a text, without BOS."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids[n], without BOS; bytes that are not UTF-8 become U+FFFD."""
-        return bytes(i for i in self._known(ids) if i != self.bos).decode(errors="replace")
+    def _text(self, ids: list[int]) -> str:
+        return bytes(ids).decode(errors="replace")
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """A label for each of ids[n]: the ASCII character, ▁ for space, or a code like <0x0A>."""
-        return [self._label(i) for i in self._known(ids)]
-
-    def _label(self, i: int) -> str:
+    def _piece(self, i: int) -> str:
         if i == self.bos:
             return "<bos>"
         if i == ord(" "):
@@ -136,14 +129,11 @@ class SentencePieceTokenizer(Tokenizer):
         """Ids int32[n] of a text, without BOS."""
         return np.array(self._processor.encode(text), np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids[n], without BOS."""
-        return self._processor.decode(self._known(ids))
+    def _text(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """A label for each of ids[n]: the model's piece, its line ends and tabs made visible."""
-        labels = [self._processor.id_to_piece(i) for i in self._known(ids)]
-        return [label.replace("\n", "<0x0A>").replace("\t", "<0x09>") for label in labels]
+    def _piece(self, i: int) -> str:
+        return self._processor.id_to_piece(i).replace("\n", "<0x0A>").replace("\t", "<0x09>")
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

@@ -1,0 +1,159 @@
+"""Checkpoints of this project's own runs, written with Orbax.
+
+A run's folder holds model.json (shapes, encodings by name, tokenizer) and checkpoints/<step>/ with
+two items: `params`, unboxed, and `optimizer`. Restoring always goes into an abstract tree with
+shardings, so what 8 devices saved, one restores, and the other way round.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from rope_study import data, encodings, parallel
+from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, fit_layout
+from rope_study.errors import UserError
+from rope_study.rotary import Rotary
+
+PARAMS, OPTIMIZER = "params", "optimizer"
+MODEL_FILE = "model.json"
+TOKENIZER_FILE = "tokenizer.model"
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    rotary: Rotary | str | None = None,
+    step: int | None = None,
+    mesh: str = "fsdp=-1",
+) -> tuple[Decoder, dict]:
+    """The decoder of a run and its trained parameters.
+
+    Args:
+      path: a run's folder, such as runs/quickstart/rope_theta_10000.
+      rotary: the encoding to run it with instead of the one it was trained with.
+      step: which checkpoint; the newest where not given.
+      mesh: how to split it over the devices.
+
+    Returns:
+      (decoder, params): `decoder.apply({"params": params}, tokens)` gives (logits, aux).
+
+    Raises:
+      UserError: no run at that path, or no such checkpoint in it.
+    """
+    config = read_model(path, rotary)
+    layout = fit_layout(config, parallel.make_layout(mesh))
+    decoder = Decoder(config, layout)
+    with Manager(Path(path)) as manager:
+        step = manager.latest() if step is None else step
+        if step not in manager.steps():
+            raise UserError(
+                f"no checkpoint of step {step} in {path}: there are"
+                f" {manager.steps() or 'none'}; give step="
+            )
+        params = manager.restore(step, {PARAMS: abstract_params(decoder)})[PARAMS]
+    return decoder, params
+
+
+def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
+    """The tokenizer that a run was trained with."""
+    name = _read_json(path)["tokenizer"]
+    return data.load_tokenizer(name if name == "bytes" else str(Path(path) / name))
+
+
+def abstract_params(decoder: Decoder) -> dict:
+    """Shapes, dtypes and shardings of the decoder's parameters; nothing is allocated."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    boxed = jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
+    return abstract(boxed, decoder.layout.tree(boxed))
+
+
+def abstract(boxed_shapes, shardings):
+    """A tree of unboxed shapes with shardings: what a restore goes into."""
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        nn.unbox(boxed_shapes),
+        shardings,
+    )
+
+
+class Manager:
+    """Saves and restores the checkpoints of one run's folder; use it in a `with` block."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        self._manager = ocp.CheckpointManager(
+            (folder / "checkpoints").absolute(),
+            options=options,
+            item_handlers={
+                PARAMS: ocp.StandardCheckpointHandler(),
+                OPTIMIZER: ocp.StandardCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> "Manager":
+        return self
+
+    def __exit__(self, *_) -> None:
+        # Waits for a save that is still being written.
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps that have a complete checkpoint."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, items: dict) -> None:
+        """Starts to save {item: tree of arrays}; the arrays may be donated as soon as it returns."""
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**args))
+
+    def restore(self, step: int, items: dict) -> dict:
+        """Restores {item: abstract tree with shardings}."""
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        return {name: restored[name] for name in items}
+
+
+# --- model.json -------------------------------------------------------------------------------
+
+
+def write_model(folder: Path, config: DecoderConfig, tokenizer: data.Tokenizer) -> None:
+    """Writes what `load` needs to rebuild the decoder; a SentencePiece model comes along."""
+    name = tokenizer.name
+    if name != "bytes":
+        name = shutil.copyfile(tokenizer.name, folder / TOKENIZER_FILE).name
+    fields = dataclasses.asdict(config)
+    fields["pattern"] = [
+        {"rotary": encodings.name_of(spec.rotary), "window": spec.window} for spec in config.pattern
+    ]
+    text = json.dumps({"decoder": fields, "tokenizer": name}, indent=1)
+    (folder / MODEL_FILE).write_text(text + "\n")
+
+
+def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> DecoderConfig:
+    """The decoder configuration of a run; `rotary` replaces its encodings."""
+    fields = _read_json(path)["decoder"]
+    fields["pattern"] = tuple(
+        LayerSpec(encodings.parse(rotary or spec["rotary"]), spec["window"])
+        for spec in fields["pattern"]
+    )
+    return DecoderConfig(**fields)
+
+
+def _read_json(path: str | os.PathLike) -> dict:
+    file = Path(path) / MODEL_FILE
+    if not file.exists():
+        runs = sorted(str(found.parent) for found in Path(path).glob(f"*/{MODEL_FILE}"))
+        hint = f"; runs below it: {', '.join(runs)}" if runs else ""
+        raise UserError(f"no run at {path}: {file} does not exist{hint}")
+    return json.loads(file.read_text())

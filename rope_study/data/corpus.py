@@ -1,0 +1,69 @@
+"""A corpus ready for training: split, tokenized, and cut into batches."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import ml_collections
+import numpy as np
+
+from rope_study.data import batches, sources, tokenizers
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Both splits of a text as flat tokens, and how they are cut.
+
+    Attributes:
+      name: where the text came from.
+      fingerprint: hash of the text.
+      tokenizer: what made the tokens.
+      train, held_out: flat token streams, every document begun by BOS.
+      length, batch_size, seed: as in `config`.
+    """
+
+    name: str
+    fingerprint: str
+    tokenizer: tokenizers.Tokenizer
+    train: np.ndarray
+    held_out: np.ndarray
+    length: int
+    batch_size: int
+    seed: int
+
+    def train_batches(self) -> batches.TrainBatches:
+        """A batch for every step."""
+        return batches.TrainBatches(
+            self.train, self.length, self.batch_size, self.seed, self.tokenizer.bos
+        )
+
+    def held_out_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all."""
+        return batches.held_out_batches(
+            self.held_out, self.length, self.batch_size, self.tokenizer.bos, max_windows or None
+        )
+
+
+def load_corpus(config: ml_collections.ConfigDict) -> Corpus:
+    """The corpus that `config.data` names.
+
+    Raises:
+      UserError: the text cannot be read, or is shorter than one batch.
+    """
+    settings = config.data
+    tokenizer = tokenizers.load_tokenizer(settings.tokenizer)
+    documents = sources.read_documents(settings.path)
+    train, held_out = sources.split(documents, settings.held_out)
+    corpus = Corpus(
+        settings.path,
+        sources.fingerprint(documents),
+        tokenizer,
+        batches.tokenize(train, tokenizer, progress=True),
+        batches.tokenize(held_out, tokenizer),
+        settings.length,
+        settings.batch_size,
+        config.seed,
+    )
+    # Both raise where the text is too short, before anything is written.
+    corpus.train_batches()
+    corpus.held_out_batches(1)
+    return corpus

@@ -1,0 +1,275 @@
+"""The figures: one function a figure of the paper, and two that compare encodings.
+
+Every function returns a matplotlib Figure and leaves no global state behind. The statistics come
+from the probe `frequency_usage` as an xarray.Dataset `usage`: mean 2-norm of each rotary pair
+before rotation, q[layer, head, frequency], k and v[layer, kv_head, frequency], with the coordinate
+inverse_frequency[layer, frequency] in radians per token, fastest first, 0 = pair not rotated.
+"""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
+
+from rope_study.rotary import pairs, rope
+
+QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
+HEADS = ("head", "kv_head")
+COLOUR_MAP = "cividis"  # grows in lightness: reads the same in grey and for colour-blind readers
+# Okabe and Ito's colours without yellow, which is lost on white. Seven colours against four line
+# styles repeat only after 28 lines, so neither has to be told apart alone.
+LINE_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+LINE_STYLES = ("-", "--", "-.", ":")
+
+
+# --- Fig. 2: does RoPE decay? -----------------------------------------------------------------
+
+
+def activation_by_distance(
+    q: np.ndarray, k: np.ndarray, inverse_frequencies: np.ndarray, distances: ArrayLike
+) -> np.ndarray:
+    """Activation of a query on a key at each distance, sum_k q^(k)T rho(g_k)^distance k^(k).
+
+    Args:
+      q, k: float64[..., d], before rotation.
+      inverse_frequencies: float64[d/2], radians per token.
+      distances: tokens, [R].
+
+    Returns:
+      float64[..., R], the logit before softmax and scaling.
+    """
+    (q1, q2), (k1, k2) = pairs(q), pairs(k)
+    angles = np.outer(inverse_frequencies, distances)  # [d/2, R]
+    return (q1 * k1 + q2 * k2) @ np.cos(angles) - (q1 * k2 - q2 * k1) @ np.sin(angles)
+
+
+def decay(
+    head_dim: int = 256,
+    theta: float = 10_000.0,
+    distances: Sequence[int] = range(0, 4097, 8),
+    samples: int = 1000,
+    seed: int = 0,
+) -> Figure:
+    """Fig. 2: all-ones q = k decay with distance (tokens); q, k ~ N(0, I) do not (Prop. 3.2).
+
+    Left: activation over its value at distance 0. Right: in units of sqrt(head_dim), the standard
+    deviation that q^T k has at every distance.
+    """
+    encoding = rope(theta)
+    frequencies = encoding.inverse_frequencies(head_dim)
+    ones = np.ones(head_dim)
+    q, k = np.random.default_rng(seed).standard_normal((2, samples, head_dim))
+    equal = activation_by_distance(ones, ones, frequencies, distances) / head_dim
+    drawn = activation_by_distance(q, k, frequencies, distances) / math.sqrt(head_dim)
+
+    source = f"{encoding.name}, head_dim={head_dim}; no model, no text"
+    figure = _figure((10, 4), f"Activation against distance\n{source}")
+    left, right = figure.subplots(1, 2)
+    left.set_title("q = k = all ones: decays", fontsize=10)
+    left.plot(distances, equal, color=LINE_COLOURS[2])
+    left.set_ylabel("activation / activation at distance 0")
+    right.set_title(f"q, k ~ N(0, I), {samples:,} draws, seed {seed}: does not decay", fontsize=10)
+    for draw, colour, style in zip(drawn[:3], LINE_COLOURS[4:], LINE_STYLES[1:], strict=False):
+        right.plot(distances, draw, color=colour, linestyle=style, linewidth=0.6)
+    mean, deviation = drawn.mean(0), drawn.std(0)
+    low, high = mean - deviation, mean + deviation
+    right.fill_between(distances, low, high, color="0.8", label="mean ± s.d.")
+    right.plot(distances, mean, color="black", linewidth=2, label="mean")
+    right.plot([], [], color=LINE_COLOURS[4], linestyle="--", linewidth=1, label="single draws")
+    right.set_ylabel("activation / sqrt(head_dim)")
+    right.legend(loc="upper right", ncols=3, fontsize=8)
+    right.set_ylim(-4.5, 4.5)
+    for axes in (left, right):
+        axes.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+        axes.set_xlabel("distance [tokens]")
+    return figure
+
+
+# --- Figs. 3, 4, 13: mean norm of each rotary pair --------------------------------------------
+
+
+def norms_by_layer(usage: xr.Dataset) -> Figure:
+    """Fig. 3: mean 2-norm of query and key pairs (dimensionless), [layer, frequency]."""
+    panels = [(QUANTITIES[name], _head_mean(usage, name)) for name in "qk"]
+    return _heat_maps(f"Queries and keys by layer, mean over heads\n{_source(usage)}", [panels])
+
+
+def norms_by_head(usage: xr.Dataset, layer: int) -> Figure:
+    """Fig. 4: mean 2-norm of one layer's query and key pairs (dimensionless), [head, frequency]."""
+    panels = [(QUANTITIES[name], usage[name].sel(layer=layer)) for name in "qk"]
+    return _heat_maps(f"Queries and keys of layer {layer} by head\n{_source(usage)}", [panels])
+
+
+def value_norms(usage: xr.Dataset) -> Figure:
+    """Fig. 13: the control, mean 2-norm of value pairs (dimensionless), [layer, frequency].
+
+    Values are never rotated; they are cut into the same pairs and should show no pattern.
+    """
+    panels = [("values (control: never rotated)", _head_mean(usage, "v"))]
+    return _heat_maps(f"Values by layer, mean over heads\n{_source(usage)}", [panels])
+
+
+def usage_side_by_side(usages: Mapping[str, xr.Dataset]) -> Figure:
+    """Fig. 3 for several encodings: a column each, queries above keys, one scale for each row."""
+    queries = [(f"{name}\nqueries", _head_mean(usage, "q")) for name, usage in usages.items()]
+    keys = [("keys", _head_mean(usage, "k")) for usage in usages.values()]
+    # The columns name the encodings, so what is left to say is mostly one line for all of them.
+    sources = [_source(usage).replace(f", {name};", ";") for name, usage in usages.items()]
+    lines = ["Queries and keys by layer and encoding, mean over heads", *dict.fromkeys(sources)]
+    return _heat_maps("\n".join(lines), [queries, keys])
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str = "Training loss by encoding",
+    x_label: str = "step",
+) -> Figure:
+    """Training loss (nats/token) of each encoding: (steps[S], losses[S]), raw and smoothed.
+
+    The smoothed line is a running mean over 2 % of the curve; the legend gives its last value.
+    """
+    figure = _figure((9, 5), title)
+    axes, late = figure.subplots(), []
+    for index, (name, (steps, losses)) in enumerate(curves.items()):
+        smooth = _running_mean(np.asarray(losses, np.float64), max(1, len(losses) // 50))
+        colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 4]
+        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.6)
+        axes.plot(steps, smooth, color=colour, linestyle=style, label=f"{name}: {smooth[-1]:.4f}")
+        late.extend(smooth[len(smooth) // 5 :])
+    finite = [loss for loss in late if math.isfinite(loss)]
+    if finite:  # The first steps fall by several nats and would flatten what there is to compare.
+        low, high = min(finite), max(finite)
+        margin = 0.1 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("training loss [nats/token]")
+    axes.grid(color="0.9")
+    axes.legend(title="final loss, smoothed", handlelength=3.5, fontsize=9)
+    return figure
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """float64[S]: mean over `width` neighbours, fewer at both ends."""
+    window = np.ones(width)
+    total = np.convolve(values, window, mode="same")
+    return total / np.convolve(np.ones_like(values), window, mode="same")
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+def _heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
+    """A grid of (title, norms[row, frequency]); each of q, k, v has its own colour scale.
+
+    Only the product of a query's and a key's norm enters a logit, so their ratio says nothing and
+    a common scale would only hide the smaller of them.
+    """
+    columns, height = len(rows[0]), max(len(norms) for row in rows for _, norms in row)
+    width = {1: 6.0, 2: 4.4}.get(columns, 2.5)
+    size = (1.2 + columns * width, 1.5 + len(rows) * min(max(height / 6, 1.8), 4.5))
+    figure = _figure(size, title)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    by_quantity: dict[str, list[tuple[Axes, xr.DataArray]]] = {}
+    for axes, (name, norms) in zip(grid.flat, itertools.chain(*rows), strict=True):
+        axes.set_title(_wrap(name, width), fontsize=9, pad=16)
+        by_quantity.setdefault(norms.name, []).append((axes, norms))
+    for quantity, panels in by_quantity.items():
+        largest = max(float(norms.max()) for _, norms in panels)
+        for axes, norms in panels:
+            scale = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": largest}
+            image = axes.imshow(norms.values, aspect="auto", interpolation="nearest", **scale)
+            _label_pairs(axes, norms, tick_count=5 if columns < 3 else 3)
+            _label_rows(axes, norms, named=axes is panels[0][0])
+            _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
+        units = panels[0][1].attrs.get("units", "1")
+        where = {
+            "ax": [axes for axes, _ in panels],
+            "fraction": 0.1 / columns,
+            "pad": 0.05 / columns,
+        }
+        bar = figure.colorbar(image, **where)
+        bar.set_label(f"mean 2-norm [{'dimensionless' if units == '1' else units}]", fontsize=9)
+    return figure
+
+
+def _label_rows(axes: Axes, norms: xr.DataArray, named: bool) -> None:
+    row = norms.dims[0]
+    at = np.arange(0, len(norms), math.ceil(len(norms) / 10))
+    axes.set_yticks(at, norms[row].values[at])
+    if named:
+        axes.set_ylabel(row.replace("kv_head", "key-value head"))
+
+
+def _label_pairs(axes: Axes, norms: xr.DataArray, tick_count: int) -> None:
+    frequencies = _inverse_frequencies(norms)
+    at = np.linspace(0, norms.shape[1] - 1, tick_count).round().astype(int)
+    labels, unit = [str(i) for i in at], "(frequencies differ by layer)"
+    if (frequencies == frequencies[0]).all():
+        labels = [f"{i}\n{frequencies[0, i]:.2g}" for i in at]
+        unit = "radians per token"
+    axes.set_xticks(at, labels)
+    axes.tick_params(labelsize=8)
+    if axes.get_subplotspec().is_last_row():
+        axes.set_xlabel(f"rotary pair, fastest first\n{unit}", fontsize=9)
+    else:
+        axes.tick_params(labelbottom=False)
+
+
+def _mark_unrotated(axes: Axes, norms: xr.DataArray, words: str) -> None:
+    """A dashed line around each block of pairs that do not turn, and the words above the first."""
+    still = _inverse_frequencies(norms) == 0
+    blocks = []
+    for _, rows in itertools.groupby(range(len(still)), key=lambda row: still[row].tobytes()):
+        first, *rest = rows  # neighbouring rows with the same pairs share one block
+        edges = np.flatnonzero(np.diff(still[first], prepend=False, append=False))
+        blocks += [(start, stop, first, 1 + len(rest)) for start, stop in edges.reshape(-1, 2)]
+    stroke = [withStroke(linewidth=3, foreground="black")]
+    for start, stop, first, height in blocks:
+        box = Rectangle((start - 0.5, first - 0.5), stop - start, height, fill=False)
+        box.set(edgecolor="white", linestyle="--", linewidth=1.6, path_effects=stroke)
+        axes.add_patch(box)
+    if blocks:
+        start, stop, *_ = blocks[0]
+        x, side = (-0.5, "left") if start == 0 else (stop - 0.5, "right")
+        axes.text(
+            x, 1.02, f"dashed: {words}", transform=axes.get_xaxis_transform(), ha=side, fontsize=8
+        )
+
+
+def _inverse_frequencies(norms: xr.DataArray) -> np.ndarray:
+    """float64[row, frequency], radians per token; heads of a layer share the layer's."""
+    return norms.coords["inverse_frequency"].broadcast_like(norms).transpose(*norms.dims).values
+
+
+def _head_mean(usage: xr.Dataset, name: str) -> xr.DataArray:
+    """Norms[layer, frequency]."""
+    norms = usage[name]
+    return norms.mean([dim for dim in norms.dims if dim in HEADS], keep_attrs=True)
+
+
+def _source(usage: xr.Dataset) -> str:
+    model, text = usage.attrs["model"], usage.attrs["text"]
+    tokens, context = int(usage.attrs["tokens"]), int(usage.attrs["context"])
+    return f"{model}; {text}, {tokens:,} tokens, context {context:,}"
+
+
+def _figure(size: tuple[float, float], title: str) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(_wrap(title, size[0]), fontsize=11, parse_math=False)
+    return figure
+
+
+def _wrap(text: str, inches: float) -> str:
+    """Breaks each line where it would outgrow the width, at 11 characters an inch."""
+    return "\n".join(textwrap.fill(line, int(11 * inches)) for line in text.split("\n"))

@@ -1,0 +1,121 @@
+"""The probe protocol, and running probes over batches of text."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray
+
+from rope_study import encodings, parallel
+from rope_study.decoder import ACTIVATIONS, Decoder, DecoderConfig
+from rope_study.errors import UserError
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Reads activations by name and sums; a value that no probe reads costs nothing.
+
+    Attributes:
+      name: key of its results.
+      reads: the activations it needs, of rope_study.decoder.ACTIVATIONS.
+      measure: ({name: activation}, weights f32[B, T]) -> a tree of sums and counts for one layer,
+        which add up over batches and hosts; padding has weight 0.
+      finalize: (the sums in float64, one tree a layer; context T; decoder configuration) ->
+        the Dataset, with named axes and units.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    measure: Callable[[Mapping[str, Array], Array], Any] = dataclasses.field(repr=False)
+    finalize: Callable[[list, int, DecoderConfig], xarray.Dataset] = dataclasses.field(repr=False)
+
+    def __post_init__(self):
+        for name in self.reads:
+            if name not in ACTIVATIONS:
+                raise UserError(
+                    f"probe {self.name!r} reads {name!r}, which no layer has:"
+                    f" {', '.join(ACTIVATIONS)}"
+                )
+
+
+def run(
+    decoder: Decoder,
+    params: dict,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    probes: Sequence[Probe],
+    *,
+    text: str = "",
+) -> dict[str, xarray.Dataset]:
+    """Streams batches through the decoder; activations are f32 whatever it was trained in.
+
+    Args:
+      decoder: with a layout, whose devices share each batch.
+      params: its parameters.
+      batches: (tokens int32[B, T], weights f32[B, T], 0 on padding), as a tokenizer's
+        `encode_batch` gives them; B must divide over the devices of the batch axis.
+      probes: what to measure.
+      text: names what was read, for the figures.
+
+    Returns:
+      {probe.name: Dataset}.
+
+    Raises:
+      UserError: no batches, or rows that do not divide over the devices.
+    """
+    probed = _in_f32(decoder)
+    layout = probed.layout
+
+    def measure(params: dict, tokens: Array, weights: Array) -> dict:
+        return probed.apply(
+            {"params": params}, tokens, probes=probes, weights=weights, method="features"
+        )[1]
+
+    measure = jax.jit(measure, out_shardings=layout.sharding())
+    totals, count, context = None, 0, 0
+    for tokens, weights in batches:
+        part = measure(params, layout.place(tokens), layout.place(weights))
+        # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
+        part = jax.tree.map(lambda a: np.asarray(a, np.float64), part)
+        totals = part if totals is None else jax.tree.map(np.add, totals, part)
+        count += int(weights.sum())
+        context = max(context, tokens.shape[1])
+    if totals is None:
+        raise UserError("nothing to probe: no batches were given")
+    about = {"model": describe(probed.config), "text": text, "tokens": count, "context": context}
+    return {
+        probe.name: probe.finalize(totals[probe.name], context, probed.config).assign_attrs(about)
+        for probe in probes
+    }
+
+
+def describe(config: DecoderConfig) -> str:
+    """One line that names a decoder, for titles."""
+    names = dict.fromkeys(encodings.name_of(spec.rotary) for spec in config.pattern)
+    return f"{config.layers} layers x {config.width}, {' / '.join(names)}"
+
+
+def save(dataset: xarray.Dataset, path: str | Path) -> None:
+    """Writes NetCDF (.nc) or Zarr (.zarr), whichever the path ends in."""
+    suffix = Path(path).suffix
+    if suffix == ".nc":
+        dataset.to_netcdf(path)
+    elif suffix == ".zarr":
+        dataset.to_zarr(path, mode="w")
+    else:
+        raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
+
+
+def _in_f32(decoder: Decoder) -> Decoder:
+    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
+    return Decoder(config, decoder.layout or parallel.one_device())
+
+
+def sum_tokens(values: Array, weights: Array) -> Array:
+    """Weighted sum over tokens in f32: values [B, T, ...], weights f32[B, T] -> [...]."""
+    return jnp.einsum("bt...,bt->...", values, weights, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,404 @@
+"""Data: what is read, how it is split, tokens there and back, and batches by (seed, step)."""
+
+import gzip
+import io
+import json
+import lzma
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from rope_study import data
+from rope_study.data import sources
+from rope_study.errors import UserError
+
+BOS = 256
+SENTENCES = ["the cat sat on the mat", "a dog sat on the log", "rotary pairs turn at a frequency"]
+
+
+def train_sentencepiece(path, **options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "small.model"
+    # As Gemma's: bytes for unknown characters, and no normalization that would lose spaces.
+    return train_sentencepiece(
+        path,
+        vocab_size=320,
+        byte_fallback=True,
+        user_defined_symbols=["\n"],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+    )
+
+
+@pytest.fixture(params=["bytes", "sentencepiece"])
+def tokenizer(request, sentencepiece_path):
+    return data.load_tokenizer("bytes" if request.param == "bytes" else sentencepiece_path)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(path)
+
+
+def jsonl(*texts):
+    return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+def test_default_corpus_is_large_stable_and_splits():
+    documents = data.read_documents("python")
+    assert sum(len(document) for document in documents) > 2_000_000
+    assert any('The "if" statement' in document for document in documents), "topics"
+    assert any("class JSONDecoder" in document for document in documents), "sources of packages"
+    assert not any("class TestCopy" in document for document in documents), "tests left out"
+    train, held_out = data.split(documents, 0.02)
+    assert train and held_out and len(train) + len(held_out) == len(documents)
+    assert data.fingerprint(documents) == data.fingerprint(data.read_documents("python"))
+
+
+def test_python_corpus_leaves_out_what_is_no_package(tmp_path, monkeypatch):
+    for file in ("a.py", "json/b.py", "test/c.py", "json/tests/d.py", "site-packages/e.py"):
+        write(tmp_path / file, f"text of {file}")
+    for file in (".hidden/f.py", "config-3.11-x/g.py", "tkinter/h.py", "json/i.txt"):
+        write(tmp_path / file, f"text of {file}")
+    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    documents = data.read_documents("python")
+    assert [d for d in documents if d.startswith("text of")] == [
+        "text of a.py",
+        "text of json/b.py",
+    ]
+
+
+def test_folder_glob_and_file_are_read_in_order(tmp_path):
+    for name in ("b.txt", "a.md", "sub/c.py", "sub/d.TXT", "picture.png"):
+        write(tmp_path / name, f"text of {name}")
+    texts = ["text of a.md", "text of b.txt", "text of sub/c.py", "text of sub/d.TXT"]
+    assert data.read_documents(str(tmp_path)) == texts
+    assert data.read_documents(str(tmp_path / "*")) == [*texts[:2], "text of picture.png"]
+    assert data.read_documents(str(tmp_path / "**" / "*.py")) == ["text of sub/c.py"]
+    assert data.read_documents(str(tmp_path / "b.txt")) == ["text of b.txt"]
+
+
+@pytest.mark.parametrize(
+    "ending, compress", [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]
+)
+def test_compressed_jsonl_and_text(tmp_path, ending, compress):
+    # U+2028 ends a line for str.splitlines, but not in JSONL.
+    texts = ["first\nline", "caf\u00e9 \u2028 \u6f22"]
+    write(tmp_path / f"a.jsonl{ending}", compress((jsonl(*texts) + "\n").encode()))
+    write(tmp_path / f"b.txt{ending}", compress(b"plain"))
+    assert data.read_documents(str(tmp_path / f"a.jsonl{ending}")) == texts
+    assert data.read_documents(str(tmp_path)) == [*texts, "plain"]
+
+
+def test_whitespace_byte_order_mark_and_line_ends(tmp_path):
+    write(tmp_path / "a.jsonl", jsonl(" \n\t", "kept", ""))
+    write(tmp_path / "b.txt", b"\xef\xbb\xbfone\r\ntwo")
+    write(tmp_path / "c.txt", "")
+    assert data.read_documents(str(tmp_path)) == ["kept", "one\ntwo"]
+
+
+@pytest.mark.parametrize("boundary", ["\n\n", "\n", ""])
+def test_long_texts_are_cut_at_the_best_boundary(tmp_path, monkeypatch, boundary):
+    monkeypatch.setattr(sources, "MAX_CHARACTERS", 100)
+    # A lone line end after each paragraph's first word must not win over a blank line.
+    words = [f"word{i}\nand" if boundary == "\n\n" else f"word{i}" for i in range(60)]
+    text = boundary.join(words)
+    pieces = data.read_documents(write(tmp_path / "long.txt", text))
+    assert "".join(pieces) == text
+    assert max(len(piece) for piece in pieces) <= 100
+    assert len(pieces) <= len(text) / 80 + 1
+    assert all(piece.endswith(boundary) for piece in pieces[:-1])
+
+
+def test_split_never_moves_a_document():
+    documents = [f"document {i}" for i in range(2000)]
+    train, held_out = data.split(documents, 0.1)
+    assert 0.07 < len(held_out) / len(documents) < 0.13
+    assert train == [d for d in documents if d in set(train)], "order is kept"
+    more_train, more_held_out = data.split(["new", *documents[::-1], "newer", *documents], 0.1)
+    assert set(train) <= set(more_train) and set(held_out) <= set(more_held_out)
+    assert not set(more_train) & set(more_held_out)
+    # The literal value: another Python or machine must split alike.
+    assert data.split(list("abcdef"), 0.2) == (["a", "b", "e"], ["c", "d", "f"])
+
+
+def test_fingerprint_sees_text_order_and_boundaries():
+    corpora = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], ["ab", "d"]]
+    assert len({data.fingerprint(corpus) for corpus in corpora}) == len(corpora)
+    assert data.fingerprint(["ab", "c"]) == data.fingerprint(["ab", "c"])
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("missing.txt", None, "missing.txt' is no file or folder and matches none"),
+        ("no-*.txt", None, "no-\\*.txt' is no file or folder and matches none"),
+        ("empty.txt", "", "empty.txt' holds no text"),
+        ("white.jsonl", jsonl(" \n"), "white.jsonl' holds no text"),
+        ("latin.txt", b"caf\xe9", "latin.txt' is not UTF-8 text: wrong byte at offset 3"),
+        ("mark.txt", b"\xef\xbb\xbfcaf\xe9", "wrong byte at offset 6"),
+        ("latin.txt.gz", gzip.compress(b"a\xff"), "latin.txt.gz' .*offset 1"),
+        ("fake.txt.gz", b"not gzip", "fake.txt.gz' cannot be read"),
+        ("cut.txt.gz", gzip.compress(b"text" * 99)[:-9], "cut.txt.gz' cannot be read"),
+        ("fake.txt.xz", b"not xz", "fake.txt.xz' cannot be read"),
+        ("a.jsonl", jsonl("x") + "\n{broken", "a.jsonl', line 3: .*JSONDecodeError"),
+        ("b.jsonl", '{"inputs": "x"}', "b.jsonl', line 1: .*KeyError: 'text'"),
+        ("c.jsonl", jsonl("x") + "[1]", "c.jsonl', line 2"),
+        ("d.jsonl", '{"text": 5}', "d.jsonl', line 1"),
+        ("e.jsonl", '{"text": "\\ud800"}', "e.jsonl', line 1: .*surrogates"),
+    ],
+)
+def test_unreadable_text_names_the_place(tmp_path, name, content, message):
+    if content is not None:
+        write(tmp_path / name, content)
+    with pytest.raises(UserError, match=f"(?s){message}.*set config.data.path"):
+        data.read_documents(str(tmp_path / name))
+
+
+def test_folder_without_text_and_misspelt_default(tmp_path):
+    write(tmp_path / "picture.png", "x")
+    with pytest.raises(UserError, match=r"has no file that ends in .txt.*config.data.path"):
+        data.read_documents(str(tmp_path))
+    with pytest.raises(UserError, match="Did you mean 'python'"):
+        data.read_documents("pyton")
+    with pytest.raises(UserError, match="'' is no file"):
+        data.read_documents("")
+
+
+@pytest.mark.parametrize("held_out", [0, 1, -0.1, 1.5, float("nan"), "0.1", None])
+def test_held_out_must_be_a_fraction(held_out):
+    with pytest.raises(UserError, match=r"held_out=.*between 0 and 1; set config.data.held_out"):
+        data.split(["a", "b"], held_out)
+
+
+@pytest.mark.parametrize(
+    "held_out, sides", [(1e-9, "2 documents to train on and 0"), (1 - 1e-9, "0 .* and 2 held out")]
+)
+def test_a_split_needs_both_sides(held_out, sides):
+    with pytest.raises(UserError, match=f"{sides}.*config.data.held_out.*config.data.path"):
+        data.split(["a", "b"], held_out)
+
+
+# --- tokenizers -------------------------------------------------------------------------------
+
+
+def test_round_trip_of_any_text(tokenizer):
+    for text in ("the cat sat", "caf\u00e9 \u6f22\u5b57 \U0001f600\n\n  x", ""):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32 and ids.ndim == 1 and tokenizer.bos not in ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.bos]) == text
+        assert len(tokenizer.pieces(ids)) == len(ids)
+
+
+def test_byte_ids_and_labels():
+    tokenizer = data.ByteTokenizer()
+    assert (tokenizer.name, tokenizer.bos, tokenizer.vocab_size) == ("bytes", 256, 257)
+    np.testing.assert_array_equal(tokenizer.encode("A\u00e9"), [65, 0xC3, 0xA9])
+    assert tokenizer.decode([65, 0xC3]) == "A\ufffd"
+    labels = ["<bos>", "A", "\u2581", "<0x0A>", "<0xC3>"]
+    assert tokenizer.pieces([256, 65, 32, 10, 0xC3]) == labels
+
+
+def test_sentencepiece_is_the_model(sentencepiece_path):
+    tokenizer = data.load_tokenizer(sentencepiece_path)
+    model = sentencepiece.SentencePieceProcessor(model_file=sentencepiece_path)
+    assert (tokenizer.name, tokenizer.bos) == (sentencepiece_path, model.bos_id())
+    assert tokenizer.vocab_size == model.vocab_size()
+    assert tokenizer.encode("the cat").tolist() == model.encode("the cat")
+    pieces = tokenizer.pieces([tokenizer.bos, *tokenizer.encode("the\ncat")])
+    assert pieces[0] == "<s>" and "<0x0A>" in pieces and "\u2581" in pieces[1]
+
+
+def test_encode_batch_pads_with_bos(tokenizer):
+    texts = ["the cat", "a", ""]
+    ids = [tokenizer.encode(text).tolist() for text in texts]
+    tokens, weights = tokenizer.encode_batch(texts)
+    assert tokens.shape == weights.shape == (3, 1 + len(ids[0]))
+    assert tokens.dtype == np.int32 and weights.dtype == np.float32
+    for row, weight, expected in zip(tokens, weights, ids, strict=True):
+        real = 1 + len(expected)
+        assert row.tolist() == [tokenizer.bos, *expected] + [tokenizer.bos] * (len(row) - real)
+        assert weight.tolist() == [1] * real + [0] * (len(row) - real)
+    cut_tokens, cut_weights = tokenizer.encode_batch(texts, length=3)
+    np.testing.assert_array_equal(cut_tokens, tokens[:, :3])
+    np.testing.assert_array_equal(cut_weights, weights[:, :3])
+
+
+def test_encode_batch_refuses(tokenizer):
+    for texts in ([], "one string"):
+        with pytest.raises(UserError, match="must be a list with at least one text"):
+            tokenizer.encode_batch(texts)
+    with pytest.raises(UserError, match=r"length=0 .*config.data.length"):
+        tokenizer.encode_batch(["a"], length=0)
+
+
+def test_ids_outside_the_vocabulary(tokenizer):
+    for ids in ([0, tokenizer.vocab_size], [-1]):
+        for read in (tokenizer.decode, tokenizer.pieces):
+            with pytest.raises(UserError, match=f"id {ids[-1]} is not in.*config.data.tokenizer"):
+                read(ids)
+
+
+def test_tokenizers_that_cannot_be_loaded(tmp_path):
+    corrupt = write(tmp_path / "corrupt.model", "no model")
+    empty = write(tmp_path / "empty.model", "")
+    without_bos = train_sentencepiece(tmp_path / "nobos.model", vocab_size=40, bos_id=-1)
+    for spec, message in [
+        ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
+        (None, "unknown tokenizer None"),
+        (str(tmp_path / "none.model"), "none.model' is not a file"),
+        (corrupt, "corrupt.model' is not a SentencePiece model"),
+        (empty, "empty.model' is not a SentencePiece model"),
+        (without_bos, "nobos.model' has no BOS id: every window starts with BOS"),
+    ]:
+        with pytest.raises(UserError, match=f"{message}.*set config.data.tokenizer"):
+            data.load_tokenizer(spec)
+
+
+# --- batches ----------------------------------------------------------------------------------
+
+
+def stream(n):
+    return np.arange(n, dtype=np.uint16) % 256
+
+
+def test_tokenize_puts_bos_before_each_document(tokenizer, capsys):
+    tokens = data.tokenize(["the cat", "a"], tokenizer)
+    expected = [tokenizer.bos, *tokenizer.encode("the cat"), tokenizer.bos, *tokenizer.encode("a")]
+    assert tokens.dtype == np.uint16 and tokens.tolist() == expected
+    assert capsys.readouterr().err == ""
+    data.tokenize(["a"], tokenizer, progress=True)
+    assert "tokenize" in capsys.readouterr().err
+
+
+def test_tokenize_keeps_large_ids():
+    class Large(data.ByteTokenizer):
+        vocab_size = 2**16 + 1
+
+        def encode(self, text):
+            return np.array([2**16], np.int32)
+
+    tokens = data.tokenize(["a"], Large())
+    assert tokens.dtype == np.uint32 and tokens.tolist() == [BOS, 2**16]
+    Large.vocab_size = 2**16
+    assert data.tokenize([], Large()).dtype == np.uint16
+
+
+def test_windows_reconstruct_the_stream():
+    tokens = stream(1005)
+    windows = data.Windows(tokens, 10, BOS)
+    rows = list(windows)
+    assert len(windows) == len(rows) == 100
+    assert all(row.shape == (11,) and row.dtype == np.int32 and row[0] == BOS for row in rows)
+    np.testing.assert_array_equal(np.concatenate([row[1:] for row in rows]), tokens[:1000])
+    for outside in (-1, 100):
+        with pytest.raises(IndexError):
+            windows[outside]
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    tokens = stream(5000)
+    batches = data.TrainBatches(tokens, 10, 8, 3, BOS)
+    read = [batches.batch(step) for step in range(100)]
+    assert read[0].shape == (8, 11) and read[0].dtype == np.int32
+    assert all((batch[:, 0] == BOS).all() for batch in read)
+    fresh = data.TrainBatches(tokens, 10, 8, 3, BOS)
+    for step in (99, 0, 63):
+        np.testing.assert_array_equal(fresh.batch(step), read[step])
+    other = data.TrainBatches(tokens, 10, 8, 4, BOS)
+    assert not np.array_equal(other.batch(0), read[0])
+    assert not np.array_equal(read[1], read[0])
+
+
+def test_rows_are_a_slice_of_the_batch_and_read_nothing_else(monkeypatch):
+    batches = data.TrainBatches(stream(5000), 10, 8, 0, BOS)
+    batch = batches.batch(7)
+    reads = []
+    getitem = data.Windows.__getitem__
+    monkeypatch.setattr(data.Windows, "__getitem__", lambda w, i: reads.append(i) or getitem(w, i))
+    np.testing.assert_array_equal(batches.rows(7, 2, 5), batch[2:5])
+    assert len(reads) == 3
+    for step, start, stop in [(-1, 0, 1), (0, -1, 1), (0, 0, 9), (0, 3, 3)]:
+        with pytest.raises(UserError, match=f"rows {start}:{stop} of step {step}"):
+            batches.rows(step, start, stop)
+
+
+def test_an_epoch_visits_each_window_once_in_its_own_order():
+    # 21 windows of one token, the window's own number; batches of 4 straddle the epochs.
+    batches = data.TrainBatches(stream(21), 1, 4, 0, BOS)
+    visited = np.concatenate([batches.batch(step)[:, 1] for step in range(21)])
+    epochs = visited.reshape(4, 21)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(21))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert tuple(range(21)) not in {tuple(epoch) for epoch in epochs}
+
+
+def test_train_batches_refuse():
+    data.TrainBatches(stream(80), 10, 8, 0, BOS)
+    message = r"has 79 tokens.* needs 80 \(8 rows of 10\).*path.*batch_size or config.data.length"
+    with pytest.raises(UserError, match=message):
+        data.TrainBatches(stream(79), 10, 8, 0, BOS)
+    for length, batch_size, seed, message in [
+        (0, 8, 0, "config.data.length=0 "),
+        (1.5, 8, 0, "config.data.length=1.5 "),
+        (10, 0, 0, "config.data.batch_size=0 "),
+        (10, True, 0, "config.data.batch_size=True "),
+        (10, 8, -1, "config.seed=-1 "),
+        (10, 8, 2**32, "config.seed=4294967296 "),
+    ]:
+        with pytest.raises(UserError, match=message):
+            data.TrainBatches(stream(1000), length, batch_size, seed, BOS)
+
+
+def test_held_out_visits_all_in_order_and_pads():
+    tokens = stream(107)
+    batches = list(data.held_out_batches(tokens, 10, 4, BOS))
+    assert [weights.tolist() for _, weights in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
+    assert all(rows.shape == (4, 11) and rows.dtype == np.int32 for rows, _ in batches)
+    assert all(weights.dtype == np.float32 for _, weights in batches)
+    real = np.concatenate([rows[weights == 1] for rows, weights in batches])
+    assert (real[:, 0] == BOS).all()
+    np.testing.assert_array_equal(real[:, 1:].ravel(), tokens[:100])
+    last = batches[-1][0]
+    assert all(any(np.array_equal(row, kept) for kept in last[:2]) for row in last[2:])
+
+
+@pytest.mark.parametrize(
+    "max_windows, chosen",
+    [(1, [0]), (4, [0, 2, 5, 7]), (9, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (99, list(range(10)))],
+)
+def test_held_out_windows_are_evenly_spaced(max_windows, chosen):
+    batches = data.held_out_batches(stream(10), 1, 3, BOS, max_windows)
+    real = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
+    assert real.tolist() == chosen
+
+
+def test_held_out_refuses_at_the_call():
+    with pytest.raises(
+        UserError, match=r"has 9 tokens, one window needs 10: .*config.data.held_out"
+    ):
+        data.held_out_batches(stream(9), 10, 4, BOS)
+    with pytest.raises(UserError, match=r"config\.data\.batch_size=0 "):
+        data.held_out_batches(stream(99), 10, 0, BOS)
+    with pytest.raises(UserError, match="max_windows=0 "):
+        data.held_out_batches(stream(99), 10, 4, BOS, 0)
