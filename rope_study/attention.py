@@ -23,14 +23,24 @@ def causal_mask(length: int, window: int | None = None) -> Array:
 
 def probabilities(q: Array, k: Array, window: int | None = None) -> Array:
     """Attention weights f32[B, N, T, T] of rotated q[B, T, N, H], k[B, T, K, H]."""
+    B, T, N, _ = q.shape
+    return _grouped_probabilities(q, k, window).reshape(B, N, T, T)
+
+
+def _grouped_probabilities(q: Array, k: Array, window: int | None) -> Array:
+    """f32[B, K, G * T, T], the G = N / K heads of a group one below the other.
+
+    One plain matrix product a key head: twice as fast on a CPU as leaving G an axis of its own.
+    """
     B, T, N, H = q.shape
-    grouped = q.reshape(B, T, k.shape[2], -1, H)
-    logits = jnp.einsum(
-        "btkgh,bskh->bkgts", grouped, k,
-        preferred_element_type=jnp.float32, precision=precision(q.dtype),
+    K = k.shape[2]
+    q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
+    k = k.transpose(0, 2, 3, 1)
+    logits = jnp.matmul(
+        q, k, preferred_element_type=jnp.float32, precision=precision(q.dtype)
     )  # fmt: skip
-    logits = jnp.where(causal_mask(T, window), logits * H**-0.5, -jnp.inf)
-    return jax.nn.softmax(logits, axis=-1).reshape(B, N, T, T)
+    mask = jnp.tile(causal_mask(T, window), (N // K, 1))
+    return jax.nn.softmax(jnp.where(mask, logits * H**-0.5, -jnp.inf), axis=-1)
 
 
 def attend(
@@ -54,9 +64,9 @@ def attend(
             " set config.model.attention"
         )
     B, T, N, H = q.shape
-    weights = probabilities(q, k, window).astype(v.dtype).reshape(B, k.shape[2], -1, T, T)
-    mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v, precision=precision(v.dtype))
-    return mixed.reshape(B, T, N, H)
+    weights = _grouped_probabilities(q, k, window).astype(v.dtype)
+    mixed = jnp.matmul(weights, v.transpose(0, 2, 1, 3), precision=precision(v.dtype))
+    return mixed.reshape(B, N, T, H).transpose(0, 2, 1, 3)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

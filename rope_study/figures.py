@@ -22,12 +22,11 @@ from numpy.typing import ArrayLike
 from rope_study.rotary import pairs, rope
 
 QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
-HEADS = ("head", "kv_head")
 COLOUR_MAP = "cividis"  # grows in lightness: reads the same in grey and for colour-blind readers
-# Okabe and Ito's colours without yellow, which is lost on white. Seven colours against four line
-# styles repeat only after 28 lines, so neither has to be told apart alone.
+# Okabe and Ito's colours without yellow, which is lost on white. Printed in grey several of them
+# are alike, so the line styles differ too; seven against six repeat only after 42 lines.
 LINE_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-LINE_STYLES = ("-", "--", "-.", ":")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (10, 3)), (0, (6, 1, 1, 1, 1, 1)))
 
 
 # --- Fig. 2: does RoPE decay? -----------------------------------------------------------------
@@ -143,8 +142,8 @@ def loss_curves(
     axes, late = figure.subplots(), []
     for index, (name, (steps, losses)) in enumerate(curves.items()):
         smooth = _running_mean(np.asarray(losses, np.float64), max(1, len(losses) // 50))
-        colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 4]
-        axes.plot(steps, losses, color=colour, alpha=0.2, linewidth=0.6)
+        colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
+        axes.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.5)
         axes.plot(steps, smooth, color=colour, linestyle=style, label=f"{name}: {smooth[-1]:.4f}")
         late.extend(smooth[len(smooth) // 5 :])
     finite = [loss for loss in late if math.isfinite(loss)]
@@ -155,7 +154,7 @@ def loss_curves(
     axes.set_xlabel(x_label)
     axes.set_ylabel("training loss [nats/token]")
     axes.grid(color="0.9")
-    axes.legend(title="final loss, smoothed", handlelength=3.5, fontsize=9)
+    axes.legend(title="final loss, smoothed", handlelength=5, fontsize=9)
     return figure
 
 
@@ -189,62 +188,50 @@ def _heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure
         for axes, norms in panels:
             scale = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": largest}
             image = axes.imshow(norms.values, aspect="auto", interpolation="nearest", **scale)
-            _label_pairs(axes, norms, tick_count=5 if columns < 3 else 3)
-            _label_rows(axes, norms, named=axes is panels[0][0])
+            _label(axes, norms, x_ticks=5 if columns < 3 else 3, named=axes is panels[0][0])
             _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
-        units = panels[0][1].attrs.get("units", "1")
-        where = {
-            "ax": [axes for axes, _ in panels],
-            "fraction": 0.1 / columns,
-            "pad": 0.05 / columns,
-        }
-        bar = figure.colorbar(image, **where)
-        bar.set_label(f"mean 2-norm [{'dimensionless' if units == '1' else units}]", fontsize=9)
+        every = [axes for axes, _ in panels]
+        bar = figure.colorbar(image, ax=every, fraction=0.1 / columns, pad=0.05 / columns)
+        bar.ax.tick_params(labelsize=8)
+        units = panels[0][1].attrs["units"]
+        bar.set_label(f"mean 2-norm\n[{'dimensionless' if units == '1' else units}]", fontsize=9)
     return figure
 
 
-def _label_rows(axes: Axes, norms: xr.DataArray, named: bool) -> None:
-    row = norms.dims[0]
+def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
+    """Both axes; in a grid only what is `named` has a y label and only the last row an x label."""
+    row, frequencies = norms.dims[0], _inverse_frequencies(norms)
     at = np.arange(0, len(norms), math.ceil(len(norms) / 10))
     axes.set_yticks(at, norms[row].values[at])
-    if named:
-        axes.set_ylabel(row.replace("kv_head", "key-value head"))
-
-
-def _label_pairs(axes: Axes, norms: xr.DataArray, tick_count: int) -> None:
-    frequencies = _inverse_frequencies(norms)
-    at = np.linspace(0, norms.shape[1] - 1, tick_count).round().astype(int)
-    labels, unit = [str(i) for i in at], "(frequencies differ by layer)"
-    if (frequencies == frequencies[0]).all():
+    axes.set_ylabel(row.replace("kv_head", "key-value head") if named else "")
+    at = np.unique(np.linspace(0, norms.shape[1] - 1, x_ticks).round().astype(int))
+    labels, below = at, "pair, fastest first\n(frequencies differ by layer)"
+    if np.isnan(frequencies).any():  # a rotary function of the user's own
+        below = "pair\n(frequencies not known)"
+    elif (frequencies == frequencies[0]).all():
         labels = [f"{i}\n{frequencies[0, i]:.2g}" for i in at]
-        unit = "radians per token"
+        below = "pair, fastest first\nradians per token"
     axes.set_xticks(at, labels)
-    axes.tick_params(labelsize=8)
-    if axes.get_subplotspec().is_last_row():
-        axes.set_xlabel(f"rotary pair, fastest first\n{unit}", fontsize=9)
-    else:
-        axes.tick_params(labelbottom=False)
+    last = axes.get_subplotspec().is_last_row()
+    axes.set_xlabel(f"rotary {below}" if last else "", fontsize=9)
+    axes.tick_params(labelsize=8, labelbottom=last)
 
 
 def _mark_unrotated(axes: Axes, norms: xr.DataArray, words: str) -> None:
     """A dashed line around each block of pairs that do not turn, and the words above the first."""
     still = _inverse_frequencies(norms) == 0
-    blocks = []
+    style = {"edgecolor": "white", "linestyle": "--", "linewidth": 1.6, "fill": False}
+    stroke = [withStroke(linewidth=3, foreground="black")]
     for _, rows in itertools.groupby(range(len(still)), key=lambda row: still[row].tobytes()):
         first, *rest = rows  # neighbouring rows with the same pairs share one block
         edges = np.flatnonzero(np.diff(still[first], prepend=False, append=False))
-        blocks += [(start, stop, first, 1 + len(rest)) for start, stop in edges.reshape(-1, 2)]
-    stroke = [withStroke(linewidth=3, foreground="black")]
-    for start, stop, first, height in blocks:
-        box = Rectangle((start - 0.5, first - 0.5), stop - start, height, fill=False)
-        box.set(edgecolor="white", linestyle="--", linewidth=1.6, path_effects=stroke)
-        axes.add_patch(box)
-    if blocks:
-        start, stop, *_ = blocks[0]
-        x, side = (-0.5, "left") if start == 0 else (stop - 0.5, "right")
-        axes.text(
-            x, 1.02, f"dashed: {words}", transform=axes.get_xaxis_transform(), ha=side, fontsize=8
-        )
+        for left, right in edges.reshape(-1, 2) - 0.5:
+            size = (right - left, 1 + len(rest))
+            axes.add_patch(Rectangle((left, first - 0.5), *size, path_effects=stroke, **style))
+            if len(axes.patches) == 1:
+                x, side = (left, "left") if left < 0 else (right, "right")
+                above = {"transform": axes.get_xaxis_transform(), "ha": side, "fontsize": 8}
+                axes.text(x, 1.02, f"dashed: {words}", **above)
 
 
 def _inverse_frequencies(norms: xr.DataArray) -> np.ndarray:
@@ -254,8 +241,7 @@ def _inverse_frequencies(norms: xr.DataArray) -> np.ndarray:
 
 def _head_mean(usage: xr.Dataset, name: str) -> xr.DataArray:
     """Norms[layer, frequency]."""
-    norms = usage[name]
-    return norms.mean([dim for dim in norms.dims if dim in HEADS], keep_attrs=True)
+    return usage[name].mean("head" if name == "q" else "kv_head", keep_attrs=True)
 
 
 def _source(usage: xr.Dataset) -> str:

@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 
 DPI = 150
 CSS_DPI = 96  # a CSS inch
+# Key, heading, format; a column that no row has is left out.
 COLUMNS = (
-    "encoding",
-    "validation perplexity",
-    "validation loss [nats/token]",
-    "difference in loss ± s.e.",
-    "training loss [nats/token]",
-    "time [s]",
+    ("name", "encoding", ""),
+    ("perplexity", "validation perplexity", ".4f"),
+    ("loss", "validation loss [nats/token]", ".4f"),
+    ("difference", "difference in loss ± s.e.", "+.4f"),
+    ("train_loss", "training loss [nats/token]", ".4f"),
+    ("seconds", "time [s]", ",.0f"),
+    ("tokens_per_second", "tokens/s", ",.0f"),
 )
 
 # The policy makes "no external requests" a promise that the browser keeps.
@@ -78,7 +80,8 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
       path: the HTML file; its folder is made where missing.
       results: "encodings": a dict for each row with name, perplexity, loss (nats/token),
         difference (mean difference in loss from the first encoding, None for the first),
-        difference_se (its paired standard error), train_loss (nats/token), seconds;
+        difference_se (its paired standard error), train_loss (nats/token), and seconds or
+        tokens_per_second;
         "facts": label -> value; "captions": key of a figure -> what to look for in it;
         and, where given, "title" and "summary" (what was run).
       figures: key -> Figure, in the order of the page.
@@ -111,28 +114,21 @@ def _summary(encodings: list[dict]) -> str:
 
 
 def _table(encodings: list[dict]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in COLUMNS)
-    body = "\n".join(_row(row) for row in encodings)
+    columns = [column for column in COLUMNS if any(column[0] in row for row in encodings)]
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for _, heading, _ in columns)
+    body = "\n".join(
+        "<tr>" + "".join(_cell(row, key, form) for key, _, form in columns) + "</tr>"
+        for row in encodings
+    )
     return f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
 
 
-def _row(row: dict) -> str:
-    difference = _number(row["difference"], "+.4f")
-    if row["difference"] is not None:
-        difference += f" ± {_number(row['difference_se'], '.4f')}"
-    cells = (
-        row["name"],
-        _number(row["perplexity"], ".4f"),
-        _number(row["loss"], ".4f"),
-        difference,
-        _number(row["train_loss"], ".4f"),
-        _number(row["seconds"], ",.0f"),
-    )
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)  # noqa: RUF001, a dash is meant
+def _cell(row: dict, key: str, form: str) -> str:
+    value = row.get(key)
+    text = "–" if value is None else format(value, form)  # noqa: RUF001, a dash is meant
+    if key == "difference" and value is not None:
+        text += f" ± {row['difference_se']:.4f}"
+    return f"<td>{html.escape(text)}</td>"
 
 
 def _fact(label: str, value: object) -> str:

@@ -38,7 +38,7 @@ def sentencepiece_path(tmp_path_factory):
         path,
         vocab_size=320,
         byte_fallback=True,
-        user_defined_symbols=["\n"],
+        user_defined_symbols=["\n", "\t"],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
     )
@@ -87,12 +87,12 @@ def test_python_corpus_leaves_out_what_is_no_package(tmp_path, monkeypatch):
 
 
 def test_folder_glob_and_file_are_read_in_order(tmp_path):
-    for name in ("b.txt", "a.md", "sub/c.py", "sub/d.TXT", "picture.png"):
+    for name in ("b.txt", "a.md", "sub/deep/c.py", "sub/e.TXT", "picture.png"):
         write(tmp_path / name, f"text of {name}")
-    texts = ["text of a.md", "text of b.txt", "text of sub/c.py", "text of sub/d.TXT"]
+    texts = ["text of a.md", "text of b.txt", "text of sub/deep/c.py", "text of sub/e.TXT"]
     assert data.read_documents(str(tmp_path)) == texts
     assert data.read_documents(str(tmp_path / "*")) == [*texts[:2], "text of picture.png"]
-    assert data.read_documents(str(tmp_path / "**" / "*.py")) == ["text of sub/c.py"]
+    assert data.read_documents(str(tmp_path / "**" / "*.py")) == ["text of sub/deep/c.py"]
     assert data.read_documents(str(tmp_path / "b.txt")) == ["text of b.txt"]
 
 
@@ -118,8 +118,8 @@ def test_whitespace_byte_order_mark_and_line_ends(tmp_path):
 @pytest.mark.parametrize("boundary", ["\n\n", "\n", ""])
 def test_long_texts_are_cut_at_the_best_boundary(tmp_path, monkeypatch, boundary):
     monkeypatch.setattr(sources, "MAX_CHARACTERS", 100)
-    # A lone line end after each paragraph's first word must not win over a blank line.
-    words = [f"word{i}\nand" if boundary == "\n\n" else f"word{i}" for i in range(60)]
+    # A line end later in the piece must not win over a blank line.
+    words = [f"{i}\nand then more" if boundary == "\n\n" else f"word{i}" for i in range(60)]
     text = boundary.join(words)
     pieces = data.read_documents(write(tmp_path / "long.txt", text))
     assert "".join(pieces) == text
@@ -158,6 +158,7 @@ def test_fingerprint_sees_text_order_and_boundaries():
         ("latin.txt.gz", gzip.compress(b"a\xff"), "latin.txt.gz' .*offset 1"),
         ("fake.txt.gz", b"not gzip", "fake.txt.gz' cannot be read"),
         ("cut.txt.gz", gzip.compress(b"text" * 99)[:-9], "cut.txt.gz' cannot be read"),
+        ("bits.txt.gz", gzip.compress(b"text")[:10] + b"\xff" * 50, "bits.txt.gz' cannot be read"),
         ("fake.txt.xz", b"not xz", "fake.txt.xz' cannot be read"),
         ("a.jsonl", jsonl("x") + "\n{broken", "a.jsonl', line 3: .*JSONDecodeError"),
         ("b.jsonl", '{"inputs": "x"}', "b.jsonl', line 1: .*KeyError: 'text'"),
@@ -224,8 +225,10 @@ def test_sentencepiece_is_the_model(sentencepiece_path):
     assert (tokenizer.name, tokenizer.bos) == (sentencepiece_path, model.bos_id())
     assert tokenizer.vocab_size == model.vocab_size()
     assert tokenizer.encode("the cat").tolist() == model.encode("the cat")
-    pieces = tokenizer.pieces([tokenizer.bos, *tokenizer.encode("the\ncat")])
-    assert pieces[0] == "<s>" and "<0x0A>" in pieces and "\u2581" in pieces[1]
+    pieces = tokenizer.pieces([tokenizer.bos, *tokenizer.encode("the\n\tcat")])
+    assert (
+        pieces[0] == "<s>" and "<0x0A>" in pieces and "<0x09>" in pieces and "\u2581" in pieces[1]
+    )
 
 
 def test_encode_batch_pads_with_bos(tokenizer):

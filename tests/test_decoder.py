@@ -1,0 +1,187 @@
+"""The decoder: causality, scan and remat, parameter counts, probes and edits."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_study import attention, presets, rotary
+from rope_study.decoder import ACTIVATIONS, Decoder, LayerSpec, fit_layout, parameter_count
+from rope_study.errors import UserError
+from rope_study.parallel import make_layout
+from rope_study.probes import Probe, frequency_usage
+
+TINY = presets.tiny()
+TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
+
+
+def init(config, seed=0):
+    return nn.unbox(Decoder(config).init(jax.random.key(seed), TOKENS[:, :2]))
+
+
+def logits(config, variables, tokens=TOKENS, **kwargs):
+    return jax.jit(lambda v, t: Decoder(config).apply(v, t, **kwargs)[0])(variables, tokens)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("encoding", ["rope", "nope"])
+def test_causality_by_gradient(encoding, window):
+    """The logits of position t depend on all tokens up to t that its windows reach, no other."""
+    spec = LayerSpec(getattr(rotary, encoding)(), window)
+    config = dataclasses.replace(TINY, pattern=(spec,))
+    variables = init(config)
+    position, table = 10, variables["params"]["embedding"]
+
+    def logit(embedded):
+        # One row of the table a position, so that the gradient says which positions count.
+        params = variables["params"] | {"embedding": embedded}
+        x, _ = Decoder(config).apply({"params": params}, jnp.arange(24)[None], method="features")
+        return jnp.sum(x[0, position] ** 3)
+
+    influence = jnp.abs(jax.grad(logit)(table)[:24]).sum(axis=-1)
+    reach = position if window is None else (window - 1) * config.layers
+    expected = np.arange(24) <= position
+    expected &= np.arange(24) >= position - reach
+    np.testing.assert_array_equal(np.asarray(influence > 0), expected)
+
+
+PATTERNS = {
+    "one": (LayerSpec(),),
+    "mixed": (LayerSpec(rotary.rope(), 4), LayerSpec(rotary.nope()), LayerSpec(rotary.p_rope())),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("change", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}])
+def test_scan_and_remat_equal_unrolled(pattern, change):
+    """Seven layers leave a remainder of one in a pattern of three."""
+    config = dataclasses.replace(TINY, layers=7, pattern=PATTERNS[pattern])
+    variables = init(config)
+
+    def value_and_grad(config):
+        def loss(variables):
+            return Decoder(config).apply(variables, TOKENS[:, :-1], TOKENS[:, 1:], method="loss")
+
+        return jax.jit(jax.value_and_grad(loss))(variables)
+
+    expected = value_and_grad(config)
+    got = value_and_grad(dataclasses.replace(config, **change))
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), got[1], expected[1])
+
+
+def test_layers_of_a_pattern_run_in_order():
+    """Moving the only NoPE layer of four changes the result, and specs repeat by place."""
+    config = dataclasses.replace(TINY, layers=4)
+    first = dataclasses.replace(config, pattern=(LayerSpec(rotary.nope()), *[LayerSpec()] * 3))
+    last = dataclasses.replace(config, pattern=(*[LayerSpec()] * 3, LayerSpec(rotary.nope())))
+    assert first.layer_specs[0].rotary == rotary.nope()
+    variables = init(first)
+    assert not np.allclose(logits(first, variables), logits(last, variables))
+
+
+def test_parameter_counts_of_the_released_models():
+    """Gemma's released counts (2,506,172,416 and 8,537,680,896 with 256,000 rows) plus 128 rows."""
+    assert parameter_count(presets.gemma_2b()) == 2_506_172_416 + 128 * 2048
+    assert parameter_count(presets.gemma_7b()) == 8_537_680_896 + 128 * 3072
+
+
+def test_attention_equals_a_direct_float64_statement():
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, 9, 6, 8))
+    k, v = (jax.random.normal(key, (2, 9, 3, 8)) for key in keys[1:])
+    expected = np.zeros((2, 9, 6, 8))
+    for b, t, n in np.ndindex(2, 9, 6):
+        low = max(0, t - 3)  # a window of 4
+        logit = np.asarray(k, np.float64)[b, low : t + 1, n // 2] @ np.asarray(q)[b, t, n]
+        weight = np.exp(logit / np.sqrt(8))
+        expected[b, t, n] = weight / weight.sum() @ np.asarray(v)[b, low : t + 1, n // 2]
+    np.testing.assert_allclose(attention.attend(q, k, v, window=4), expected, atol=1e-5)
+    weights = attention.probabilities(q, k, window=4)
+    mixed = np.einsum("bnts,bsnh->btnh", weights, np.repeat(v, 2, axis=2))
+    np.testing.assert_allclose(mixed, expected, atol=1e-5)
+
+
+def test_rms_norm_adds_one_to_its_weight():
+    from rope_study.decoder import rms_norm
+
+    x = jnp.array([[3.0, 4.0]])
+    got = rms_norm(x, jnp.array([0.0, 1.0]), 0.0)
+    np.testing.assert_allclose(got, [[3 / 12.5**0.5, 2 * 4 / 12.5**0.5]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("scan", [True, False])
+def test_probes_see_every_name_with_and_without_remat(remat, scan):
+    config = dataclasses.replace(TINY, layers=3, remat=remat, scan=scan)
+    shapes = Probe("shapes", tuple(ACTIVATIONS), lambda a, w: dict(a), lambda *_: None)
+    _, aux = Decoder(config).apply(init(config), TOKENS, probes=[shapes])
+    assert len(aux["shapes"]) == 3
+    for layer in aux["shapes"]:
+        assert set(layer) == set(ACTIVATIONS)
+        assert layer["q"].shape == (2, 24, 4, 16) and layer["k_rotated"].shape == (2, 24, 2, 16)
+        assert layer["residual"].shape == (2, 24, 32)
+    assert not np.allclose(aux["shapes"][0]["q"], aux["shapes"][1]["q"])
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_probed_forward_equals_plain_forward_bit_for_bit(scan):
+    config = dataclasses.replace(presets.small(), scan=scan)
+    variables = init(config)
+    plain = logits(config, variables)
+    np.testing.assert_array_equal(logits(config, variables, probes=[frequency_usage]), plain)
+
+
+def test_an_edit_changes_one_layer():
+    """Zeroing the values of layer 1 of 3 leaves what layer 0 does and changes what follows."""
+    config = dataclasses.replace(TINY, layers=3)
+    variables = init(config)
+    seen = Probe("seen", ("residual",), lambda a, w: a["residual"], lambda *_: None)
+
+    def zero_values(name, layer, value):
+        return jnp.where(layer == 1, 0.0, value) if name == "v" else value
+
+    run = lambda **kw: Decoder(config).apply(variables, TOKENS, probes=[seen], **kw)[1]["seen"]  # noqa: E731
+    plain, edited = run(), run(edit=zero_values)
+    np.testing.assert_array_equal(plain[0], edited[0])
+    assert not np.allclose(plain[1], edited[1])
+
+
+def test_custom_function_runs_as_the_rotary():
+    config = TINY.with_rotary(lambda x, positions: x)
+    variables = init(config)
+    np.testing.assert_array_equal(
+        logits(config, variables), logits(TINY.with_rotary(rotary.nope()), variables)
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"head_dim": 15}, r"head_dim=15 is odd.*config\.model\.head_dim"),
+        ({"heads": 3}, r"heads=3 is not a multiple of kv_heads=2"),
+        ({"layers": 0}, r"layers=0 must be at least 1"),
+        ({"remat": "some"}, r"remat='some' is not one of none, full, dots"),
+        ({"compute_dtype": "float8"}, r"compute_dtype='float8' is not one of"),
+        ({"attention": "flash"}, r"attention='flash' is not one of"),
+    ],
+)
+def test_wrong_shapes_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(UserError, match="unknown preset 'gemma2b'.*'gemma_2b'"):
+        presets.get("gemma2b")
+
+
+def test_layout_keeps_too_few_kv_heads_whole_and_refuses_the_rest():
+    layout = make_layout("tensor=4,fsdp=2")
+    fitted = fit_layout(TINY, layout)  # 2 kv heads on 4 devices
+    assert fitted.rules.kv_heads is None and fitted.rules.heads == "tensor"
+    with pytest.raises(UserError, match=r"mlp_hidden=66 does not divide over 4"):
+        fit_layout(dataclasses.replace(TINY, mlp_hidden=66), layout)
