@@ -1,11 +1,12 @@
 """A run's scalars: one JSON line a logged step, and the same to TensorBoard."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
+
+from rope_study.workdir import write_atomically
 
 
 class MetricsLog:
@@ -15,9 +16,7 @@ class MetricsLog:
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] < first_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self._path)
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = self._path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from rope_study.workdir import write_atomically
+
 DPI = 150
 CSS_DPI = 96  # a CSS inch
 # Key, heading, format; a column that no row has is left out.
@@ -19,7 +21,6 @@ COLUMNS = (
     ("loss", "validation loss [nats/token]", ".4f"),
     ("difference", "difference in loss ± s.e.", "+.4f"),
     ("train_loss", "training loss [nats/token]", ".4f"),
-    ("seconds", "time [s]", ",.0f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
 )
 
@@ -80,7 +81,7 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
       path: the HTML file; its folder is made where missing.
       results: "encodings": a dict for each row with name, perplexity, loss (nats/token),
         difference (mean difference in loss from the first encoding, None for the first),
-        difference_se (its paired standard error), train_loss (nats/token), and seconds or
+        difference_se (its paired standard error), train_loss (nats/token), and
         tokens_per_second;
         "facts": label -> value; "captions": key of a figure -> what to look for in it;
         and, where given, "title" and "summary" (what was run).
@@ -102,7 +103,7 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
             for key, figure in figures.items()
         ),
     )
-    _write_atomically(Path(path), page)
+    write_atomically(Path(path), page)
 
 
 def _summary(encodings: list[dict]) -> str:
@@ -150,13 +151,3 @@ def _figure(key: str, figure: Figure, caption: str) -> str:
         f' alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></div>\n'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -60,9 +60,13 @@ def claim(folder: Path, identity: dict) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes the whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _spelling(encoding) -> str:

@@ -235,9 +235,9 @@ def test_loss_curves_survive_a_short_and_a_diverged_run():
 @pytest.fixture
 def page(tmp_path) -> str:
     row = {"perplexity": 4.4627, "loss": 1.4957, "difference": None, "difference_se": None}
-    row |= {"name": "rope()", "train_loss": 1.3579, "seconds": 71.2}
+    row |= {"name": "rope()", "train_loss": 1.3579, "tokens_per_second": 71.2}
     other = {"perplexity": 4.4414, "loss": 1.4909, "difference": -0.0048, "difference_se": 0.0013}
-    other |= {"name": "mine:<b>&", "train_loss": 1.2468, "seconds": 4082.9}
+    other |= {"name": "mine:<b>&", "train_loss": 1.2468, "tokens_per_second": 71.2}
     results = {
         "title": "A <study>",
         "summary": "Two models & one text",
@@ -287,7 +287,7 @@ def test_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("the last one")
     row = {"name": "rope()", "perplexity": 1.0, "loss": 0.0, "difference": None}
-    row |= {"difference_se": None, "train_loss": 0.0, "seconds": 1.0}
+    row |= {"difference_se": None, "train_loss": 0.0, "tokens_per_second": 71.2}
     results = {"encodings": [row], "facts": {}, "captions": {}}
 
     def fail(source, target):

@@ -126,7 +126,7 @@ def test_spellings_are_parsed_strictly():
             encodings.parse(bad)
     with pytest.raises(UserError, match="too many"):
         encodings.parse("rope(1, 2, 3)")
-    with pytest.raises(UserError, match="theta=0.5 must be"):
+    with pytest.raises(UserError, match="theta=0\\.5 must be"):
         encodings.parse("rope(0.5)")
 
 

@@ -1,0 +1,143 @@
+"""Eight devices give what one gives; a checkpoint saved on eight restores on one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_study import config as config_lib
+from rope_study import parallel, presets, probes
+from rope_study.checkpoints import own
+from rope_study.decoder import Decoder, fit_layout
+from rope_study.errors import UserError
+from rope_study.evaluate import evaluate
+from rope_study.train import Trainer
+
+STEPS = 4
+
+
+def make_config():
+    config = config_lib.default()
+    config.train.steps, config.train.warmup = STEPS, 1
+    return config
+
+
+def windows(step):
+    return np.random.default_rng(step).integers(0, 256, (8, 33), dtype=np.int32)
+
+
+def train(layout, compute_dtype="float32"):
+    model = dataclasses.replace(presets.tiny(), compute_dtype=compute_dtype)
+    decoder = Decoder(model, fit_layout(model, layout))
+    trainer = Trainer(decoder, make_config())
+    state, losses = trainer.init(), []
+    for step in range(STEPS):
+        state, metrics = trainer.step(state, decoder.layout.place(windows(step)))
+        losses.append(float(metrics["loss"]))
+    return decoder, trainer, state, losses
+
+
+@pytest.fixture(scope="module")
+def one():
+    return train(parallel.one_device())
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return train(parallel.make_layout("data=2,fsdp=2,tensor=2"))
+
+
+def probe(decoder, params):
+    rows = windows(99)[:, :-1]
+    batch = rows, np.ones(rows.shape, np.float32)
+    return probes.run(decoder, params, [batch], [probes.frequency_usage])["frequency_usage"]
+
+
+def test_initial_weights_do_not_depend_on_the_mesh(one, eight):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a, b),
+        one[1].init().params,
+        eight[1].init().params,
+    )
+
+
+def test_losses_equal_one_device(one, eight):
+    # The order of f32 sums over devices differs; nothing else may.
+    np.testing.assert_allclose(eight[3], one[3], rtol=3e-6)
+    assert one[3][-1] < one[3][0]
+
+
+def test_parameters_are_really_split(eight):
+    q = eight[2].params["pattern_0"]["q"]
+    assert q.sharding.shard_shape(q.shape) == (2, 32 // 2, 4 // 2, 16)
+    mu = eight[2].opt_state[1][0].mu["embedding"]
+    assert mu.sharding.shard_shape(mu.shape) == (384 // 2, 32 // 2)
+
+
+def test_probe_and_evaluation_equal_one_device(one, eight):
+    for name in ("q", "k", "v"):
+        np.testing.assert_allclose(
+            probe(eight[0], eight[2].params)[name], probe(one[0], one[2].params)[name], rtol=1e-4
+        )
+    batches = [(windows(5), np.ones(8))]
+    losses = [evaluate(run[0], run[2].params, batches).losses for run in (one, eight)]
+    np.testing.assert_allclose(losses[1], losses[0], atol=2e-4)
+
+
+def test_checkpoint_of_eight_devices_restores_on_one(one, eight, tmp_path):
+    decoder, trainer, state, _ = eight
+    (tmp_path / "checkpoints").mkdir()
+    with own.Manager(tmp_path) as manager:
+        trainer.save(manager, STEPS, state)
+    with own.Manager(tmp_path) as manager:
+        restored = one[1].restore(manager)
+    assert int(restored.step) == STEPS
+    assert len(restored.params["embedding"].sharding.device_set) == 1
+    for mine, theirs in ((restored.params, state.params), (restored.opt_state, state.opt_state)):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), mine, theirs)
+
+
+def test_bfloat16_compute_keeps_f32_parameters_and_trains():
+    _, _, state, losses = train(parallel.make_layout("fsdp=8"), "bfloat16")
+    assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(state.params))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "mesh, message",
+    [
+        ("fsd=8", r"unknown mesh axis 'fsd'.*'fsdp'.*config\.mesh"),
+        ("fsdp=3", r"does not fit 8 device"),
+        ("fsdp=-1,data=-1", r"at most one may be -1"),
+        ("fsdp=two", r"'two' of 'fsdp' is not an integer"),
+        ("data=0", r"does not fit"),
+    ],
+)
+def test_wrong_meshes_are_refused(mesh, message):
+    with pytest.raises(UserError, match=message):
+        parallel.make_layout(mesh)
+
+
+def test_rules_refuse_one_mesh_axis_twice():
+    rules = parallel.Rules(mlp="fsdp")
+    with pytest.raises(UserError, match="twice over the same mesh axis"):
+        parallel.make_layout("fsdp=8", rules).spec(("embed", "mlp"))
+
+
+def test_rows_must_divide_over_devices():
+    with pytest.raises(UserError, match=r"batch of 6 rows does not divide over 8"):
+        parallel.make_layout("fsdp=8").place(np.zeros((6, 3), np.int32))
+
+
+def test_distributed_starts_where_the_environment_says_so(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    for name in ("JAX_COORDINATOR_ADDRESS", "TPU_ML_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    parallel.start()
+    assert calls == []
+    monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")  # what JAX sets on a Cloud TPU VM
+    parallel.start()
+    assert calls == [((), {})]
