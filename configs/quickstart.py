@@ -11,5 +11,12 @@ def get_config():
     config = config_lib.default()
     config.workdir = "runs/quickstart"
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")
-    config.train.steps = 400
+    config.data.batch_size = 8
+    config.train.steps = 250
+    config.train.warmup = 25
+    config.train.learning_rate = 3e-3
+    config.train.checkpoint_every = 50
+    config.train.log_every = 1
+    config.evaluate.windows = 256
+    config.probe.windows = 32
     return config

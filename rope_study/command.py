@@ -22,29 +22,31 @@ _CONFIG = config_flags.DEFINE_config_file(
 def run(main: Callable[[ConfigDict], None]) -> None:
     """Parses the flags and calls main(config); does not return."""
 
-    def checked(argv: Sequence[str]) -> None:
+    def start(_: Sequence[str]) -> None:
         try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}; settings start with --config")
-            if _CONFIG.value is None:
-                raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
-            config_lib.check(_CONFIG.value)
             parallel.start()
             main(_CONFIG.value)
         except UserError as error:
             _fail(error)
 
-    flags.FLAGS.set_default("verbosity", logging.WARNING)  # Orbax tells of every file it writes
-    app.run(checked, flags_parser=_parse)
+    app.run(start, flags_parser=_parse)
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
-        return flags.FLAGS(list(argv))
+        rest = flags.FLAGS(list(argv))
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}; settings start with --config")
+        if _CONFIG.value is None:
+            raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
+        config_lib.check(_CONFIG.value)
     # A config file is Python, and ml_collections passes on what it raises for unknown fields,
     # wrong types and missing files.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+    return rest
 
 
 def _fail(error: Exception) -> None:

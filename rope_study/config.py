@@ -78,6 +78,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{field}={value} must be a positive number; set config.{field}")
     if not config.encodings:
         raise UserError("no encodings to compare; set config.encodings, such as ('rope', 'nope')")
+    for encoding in config.encodings:
+        encodings.parse(encoding)
+    decoder_config(config, vocab_size=256)
 
 
 def decoder_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:

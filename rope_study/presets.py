@@ -23,7 +23,7 @@ def gemma_7b() -> DecoderConfig:
 def small() -> DecoderConfig:
     """Trains in minutes on two CPU cores, with 32 rotary pairs in every head."""
     return DecoderConfig(
-        vocab_size=384, width=128, layers=4, heads=4, kv_heads=2, head_dim=64, mlp_hidden=384
+        vocab_size=384, width=128, layers=4, heads=4, kv_heads=1, head_dim=64, mlp_hidden=384
     )
 
 

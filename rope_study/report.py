@@ -95,7 +95,8 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
         table=_table(encodings),
         note=html.escape(
             f"Difference: validation loss minus that of {first} on the same tokens, in nats/token;"
-            " negative is better. ± is one standard error of the paired difference."
+            " negative is better. ± is one standard error of the paired difference over held-out"
+            " windows; how much a difference varies from seed to seed it does not say."
         ),
         facts="\n".join(_fact(label, value) for label, value in results["facts"].items()),
         figures="\n".join(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study.errors import UserError
+from rope_study.spelling import check_numbers
 
 Array = jax.Array
 
@@ -114,11 +115,13 @@ def _pair_count(head_dim: int) -> int:
 
 
 def _check_fraction(p: float, name: str) -> None:
+    check_numbers(name, p=p)
     if not 0 <= p <= 1:
         raise UserError(f"{name}: p={p} must lie in [0, 1], the fraction of pairs that turn")
 
 
 def _check_theta(theta: float) -> None:
+    check_numbers("rotary", theta=theta)
     if not (math.isfinite(theta) and theta > 1):
         raise UserError(f"theta={theta} must be a finite number above 1 (10_000 in Gemma)")
 

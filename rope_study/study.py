@@ -157,8 +157,8 @@ def table(rows: list[dict]) -> str:
 CAPTIONS = {
     "loss_curves": "Training loss. All encodings saw the same batches from the same weights.",
     "frequency_usage": "Mean norm of each rotary pair of queries and keys before rotation, by"
-    " layer (Fig. 3 of the paper), one colour scale for queries and one for keys. Bright bands are the frequencies that a"
-    " layer uses; the fastest pairs are on the left.",
+    " layer (Fig. 3 of the paper), one colour scale for queries and one for keys."
+    " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
     "norms_by_layer": "Fig. 3 of the paper for this encoding: queries and keys by layer.",
     "norms_by_head": "Fig. 4 of the paper: the first layer by head.",
     "values": "Fig. 13 of the paper, the control: values are not rotated and should show no order.",

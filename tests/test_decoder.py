@@ -175,7 +175,7 @@ def test_wrong_shapes_are_refused(change, message):
 
 
 def test_unknown_preset_names_the_nearest():
-    with pytest.raises(UserError, match="unknown preset 'gemma2b'.*'gemma_2b'"):
+    with pytest.raises(UserError, match=r"unknown preset 'gemma2b'.*'gemma_2b'"):
         presets.get("gemma2b")
 
 

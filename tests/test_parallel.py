@@ -87,7 +87,7 @@ def test_probe_and_evaluation_equal_one_device(one, eight):
 
 
 def test_checkpoint_of_eight_devices_restores_on_one(one, eight, tmp_path):
-    decoder, trainer, state, _ = eight
+    _, trainer, state, _ = eight
     (tmp_path / "checkpoints").mkdir()
     with own.Manager(tmp_path) as manager:
         trainer.save(manager, STEPS, state)

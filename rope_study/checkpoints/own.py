@@ -113,7 +113,7 @@ class Manager:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, items: dict) -> None:
-        """Starts to save {item: tree of arrays}; the arrays may be donated as soon as it returns."""
+        """Starts to save {item: tree of arrays}; once it returns the arrays may be donated."""
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(**args))
 
