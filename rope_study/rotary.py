@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study.errors import UserError
-from rope_study.spelling import check_numbers
+from rope_study.spelling import check_numbers, spell
 
 Array = jax.Array
 
@@ -48,12 +48,12 @@ class Encoding:
 def rope(theta: float = 10_000.0) -> Encoding:
     """RoPE (Su et al. 2021): every pair turns, g_k = theta^(-2(k-1)/d)."""
     _check_theta(theta)
-    return Encoding(f"rope(theta={theta:g})", lambda d: _geometric(d, theta))
+    return Encoding(spell("rope", theta=theta), lambda d: _geometric(d, theta))
 
 
 def nope() -> Encoding:
     """NoPE (Kazemnejad et al. 2023): no pair turns."""
-    return Encoding("nope()", lambda d: np.zeros(_pair_count(d)))
+    return Encoding(spell("nope"), lambda d: np.zeros(_pair_count(d)))
 
 
 def p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
@@ -67,7 +67,7 @@ def p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     def frequencies(d: int) -> np.ndarray:
         return np.where(np.arange(_pair_count(d)) < int(p * d // 2), _geometric(d, theta), 0.0)
 
-    return Encoding(f"p_rope(p={p:g}, theta={theta:g})", frequencies)
+    return Encoding(spell("p_rope", p=p, theta=theta), frequencies)
 
 
 def reversed_p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
@@ -79,7 +79,7 @@ def reversed_p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
         still = _pair_count(d) - int(p * d // 2)
         return np.where(np.arange(_pair_count(d)) < still, 0.0, _geometric(d, theta))
 
-    return Encoding(f"reversed_p_rope(p={p:g}, theta={theta:g})", frequencies)
+    return Encoding(spell("reversed_p_rope", p=p, theta=theta), frequencies)
 
 
 def partial_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
@@ -97,7 +97,7 @@ def partial_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
         squeezed = _geometric(2 * turning, theta) if turning else np.zeros(0)
         return np.concatenate([squeezed, np.zeros(_pair_count(d) - turning)])
 
-    return Encoding(f"partial_rope(p={p:g}, theta={theta:g})", frequencies)
+    return Encoding(spell("partial_rope", p=p, theta=theta), frequencies)
 
 
 def _geometric(d: int, theta: float) -> np.ndarray:

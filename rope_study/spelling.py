@@ -1,4 +1,4 @@
-"""Constructors by name: "p_rope(p=0.75)" in a config becomes a call, strictly, and nothing is eval'd.
+"""Constructors by name: "p_rope(p=0.75)" in a config becomes a call; nothing is eval'd.
 
 A spelling is a registered name or a call of one with literal arguments. Whatever else it is, the
 error names the nearest name or parameter and the setting.
@@ -45,6 +45,16 @@ def call(spelling: str, table: Mapping[str, Callable[..., Any]], what: str, wher
         raise UserError(f"{error}; {where}") from error
     except TypeError as error:
         raise UserError(f"{spelling}: {error}. It takes {takes}; {where}") from error
+
+
+def spell(name: str, **values: float) -> str:
+    """The canonical spelling of a call, which `call` reads back to the same values."""
+
+    def number(value: float) -> str:
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+
+    return f"{name}({', '.join(f'{key}={number(value)}' for key, value in values.items())})"
 
 
 def check_numbers(name: str, **values: Any) -> None:

@@ -109,6 +109,9 @@ def test_attention_factor_scales_the_rotated_vector():
 
 def test_spellings_are_parsed_strictly():
     assert encodings.parse("p_rope(0.5, theta=500_000)") == rotary.p_rope(0.5, 500_000)
+    for p in (0.75, 1 / 3, 0.123456789):  # a name keeps every digit: it is read back from files
+        assert encodings.parse(rotary.p_rope(p).name) == rotary.p_rope(p)
+    assert rotary.p_rope(0.123456789) != rotary.p_rope(0.123457)
     assert encodings.parse(" nope ") == rotary.nope()
     assert encodings.parse("rope()") == rotary.rope()
     assert encodings.parse("p_rope(0.5)") != rotary.p_rope(0.25)
