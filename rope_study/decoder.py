@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rope_study import attention, loss
 from rope_study.errors import UserError
 from rope_study.parallel import Layout
+from rope_study.parameters import Parameter
 from rope_study.rotary import Rotary, rope
 
 Array = jax.Array
@@ -149,30 +150,6 @@ def _project(equation: str, x: Array, weight: Array) -> Array:
 
 
 # --- parameters -------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """Shape and logical axes of one array; fan_in None means that it starts at zero."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    fan_in: int | None = None
-
-    def stacked(self, count: int) -> "Parameter":
-        """The same array for `count` layers, with the layers first."""
-        return Parameter((count, *self.shape), ("layers", *self.axes), self.fan_in)
-
-    def initializer(self) -> nn.initializers.Initializer:
-        """Truncated normal of variance 1 / fan_in, or zeros; boxed with the logical axes."""
-        zeros = nn.initializers.zeros_init()
-        init = zeros if self.fan_in is None else _truncated_normal(self.fan_in)
-        return nn.with_logical_partitioning(init, self.axes)
-
-
-def _truncated_normal(fan_in: int) -> nn.initializers.Initializer:
-    # 0.87962566 is the standard deviation of a unit normal cut at +-2.
-    return nn.initializers.truncated_normal(fan_in**-0.5 / 0.87962566)
 
 
 def layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
