@@ -1,0 +1,25 @@
+# make study: trains, compares and probes three encodings. make test: the test suite.
+# Both make the environment .venv first, with any Python from 3.11 on.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := $(VENV)/bin/python
+
+.PHONY: study test parity lint
+study: $(VENV)/ready
+	$(RUN) -m rope_study.study --config=configs/quickstart.py
+
+test: $(VENV)/ready
+	$(RUN) -m pytest -n 2
+
+lint: $(VENV)/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/ready: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

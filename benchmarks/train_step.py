@@ -1,0 +1,144 @@
+"""One training step of a preset, part by part: attention backend, remat, scan and the loss.
+
+    python benchmarks/train_step.py --preset=gemma_2b --length=2048 --batch=8
+
+Every variant runs the same step on the same tokens in one process; the last column is its speed
+over that of the first row. Model FLOPs count each product once (no recomputation) and half of the
+attention square. The loss after the last step must agree between variants within bf16 rounding.
+"""
+
+import argparse
+import dataclasses
+import gc
+import itertools
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rope_study import attention, config, loss, parallel, presets
+from rope_study.decoder import Decoder, parameter_count
+from rope_study.train import Trainer
+
+CHUNKED = loss.cross_entropy
+
+
+def full_logits(x, embedding, targets, weights, layout=None, chunk=None):
+    """The textbook loss: all logits at once, gradients by automatic differentiation."""
+    logits = jnp.einsum(
+        "btd,vd->btv", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.sum(losses * weights)
+
+
+def model_flops(c, tokens: int, length: int) -> float:
+    """FLOPs of a step by the products of the model: forward once, backward twice."""
+    products = parameter_count(c) - c.width * (2 * c.layers + 1)  # norms multiply nothing
+    attend = 2 * c.layers * c.heads * c.head_dim * length  # q.k and weights.v, causal half
+    return 6 * (products + attend / 2) * tokens
+
+
+def measure(c, batch: int, length: int, steps: int) -> dict:
+    """Median seconds of a step, device memory and the last loss."""
+    decoder = Decoder(c, parallel.one_device())
+    trainer = Trainer(decoder, config.default())
+    rng = np.random.default_rng(0)
+    windows = [
+        decoder.layout.place(rng.integers(0, 250_000 % c.vocab_size, (batch, length + 1), np.int32))
+        for _ in range(2)
+    ]
+    start = time.perf_counter()
+    state = trainer.init()
+    step = trainer.step.lower(state, windows[0]).compile()
+    compiled = time.perf_counter() - start
+    memory = step.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    seconds = []
+    for rows in itertools.islice(itertools.cycle(windows), steps + 2):
+        start = time.perf_counter()
+        state, metrics = step(state, rows)
+        last = float(metrics["loss"])
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(seconds[2:]), "compile": compiled,
+        "memory": held / 2**30, "loss": last,
+    }  # fmt: skip
+
+
+def attention_error() -> float:
+    """cuDNN in bf16 against the reference in f32 on the same numbers, relative."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q = jax.random.normal(keys[0], (2, 512, 8, 256), jnp.bfloat16)
+    k, v = (jax.random.normal(key, (2, 512, 1, 256), jnp.bfloat16) for key in keys[1:])
+    error = 0.0
+    for window in (None, 100):
+        exact = attention.attend(*(a.astype(jnp.float32) for a in (q, k, v)), window)
+        got = attention.attend(q, k, v, window, "cudnn").astype(jnp.float32)
+        error = max(error, float(jnp.linalg.norm(got - exact) / jnp.linalg.norm(exact)))
+    return error
+
+
+def variants(base, cudnn: bool) -> list[tuple[str, object, object]]:
+    """(name, configuration, loss): each row changes one thing."""
+    backend = "cudnn" if cudnn else "reference"
+    change = dataclasses.replace
+    saving = change(base, attention=backend, remat="full", scan=True)
+    unrolled = change(base, attention=backend, remat="none", scan=False)
+    rows = [
+        ("scan, remat full, all logits", saving, full_logits),
+        ("scan, remat full, chunked loss", saving, CHUNKED),
+        ("scan, remat dots, chunked loss", change(saving, remat="dots"), CHUNKED),
+        ("unrolled, no remat, all logits", unrolled, full_logits),
+        ("unrolled, no remat, chunked loss", unrolled, CHUNKED),
+    ]
+    reference = change(saving, attention="reference")
+    return [("reference attention, scan, remat full, all logits", reference, full_logits)] * (
+        cudnn
+    ) + rows
+
+
+def main() -> None:
+    """Runs all variants and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="gemma_2b", choices=presets.PRESETS)
+    parser.add_argument("--length", type=int, default=2048, help="tokens a sequence")
+    parser.add_argument("--batch", type=int, default=8, help="sequences a step")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps a variant")
+    parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
+    args = parser.parse_args()
+    base = presets.get(args.preset)
+    base = dataclasses.replace(base, layers=args.layers or base.layers)
+    device = jax.devices()[0]
+    cudnn = device.platform == "gpu"
+    print(
+        f"{args.preset}, {base.layers} layers, {args.batch} x {args.length}, {device.device_kind}"
+    )
+    if cudnn:
+        print(f"cuDNN attention against f32 reference: relative error {attention_error():.1e}")
+    flops = model_flops(base, args.batch * args.length, args.length)
+    print(f"{'variant':<50} {'s/step':>7} {'tokens/s':>9} {'TFLOP/s':>8} {'GiB':>6} "
+          f"{'compile s':>9} {'loss':>8} {'speed':>6}")  # fmt: skip
+    first = None
+    for name, c, cross_entropy in variants(base, cudnn):
+        loss.cross_entropy = cross_entropy
+        try:
+            row = measure(c, args.batch, args.length, args.steps)
+        except jax.errors.JaxRuntimeError as error:  # out of memory is a result too
+            print(f"{name:<50} {str(error).splitlines()[0][:80]}")
+            continue
+        finally:
+            gc.collect()
+            jax.clear_caches()
+        s = row["seconds"]
+        first = first or s
+        print(f"{name:<50} {s:7.3f} {args.batch * args.length / s:9,.0f} {flops / s / 1e12:8.1f} "
+              f"{row['memory']:6.1f} {row['compile']:9.1f} {row['loss']:8.4f} {first / s:6.2f}",
+              flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
