@@ -19,7 +19,8 @@ lint: $(VENV)/ready
 
 $(VENV)/ready: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.12"; exit 2; }
+	@echo "Making the environment $(VENV): a minute or two, 1.5 GB."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN) -m pip install -qq --upgrade pip
+	$(RUN) -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -149,7 +149,12 @@ class _Progress:
         main, steps = is_main_process(), config.train.steps
         self._log = MetricsLog(folder, first) if main else None
         self._bar = tqdm(
-            total=steps, initial=first, desc=label, unit="step", file=sys.stderr, disable=not main
+            total=steps,
+            initial=first,
+            desc=label,
+            unit="step",
+            disable=not main,
+            mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
         )
         self._config, self._pending = config, None
         self._tokens_a_step = config.data.batch_size * config.data.length
@@ -186,7 +191,7 @@ class _Progress:
         if self._log:
             self._log.write(step, scalars)
         speed = f"{scalars['tokens_per_second']:,.0f}"
-        self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed})
+        self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)
         if not math.isfinite(scalars["loss"]):
             raise UserError(
                 f"the loss became {scalars['loss']} at step {step}: lower"
