@@ -1,5 +1,6 @@
 # make study: trains, compares and probes three encodings. make test: the test suite.
-# Both make the environment .venv first, with any Python from 3.11 on.
+# make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
+# All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
@@ -11,7 +12,11 @@ study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --ignore=tests/parity
+	@echo "The tests against PyTorch and Transformers are apart: make parity"
+
+parity: $(VENV)/parity
+	$(RUN) -m pytest -n 2 tests/parity
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
@@ -23,4 +28,8 @@ $(VENV)/ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq --upgrade pip
 	$(RUN) -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/parity: $(VENV)/ready
+	$(RUN) -m pip install -qq --constraint constraints.txt --editable '.[dev,parity]'
 	@touch $@

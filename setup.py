@@ -29,6 +29,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
+        "parity": ["torch>=2.6,<3", "transformers>=5.20,<6"],
         "dev": ["chex>=0.1.90,<0.2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.6"],
     },
 )
