@@ -196,7 +196,7 @@ def yarn_rope(
     attention_factor: float | None = None,
     partial: float = 1.0,
 ) -> Encoding:
-    """YaRN: fast pairs stay, slow ones are divided by the factor, a ramp in between; sharper attention.
+    """YaRN: fast pairs stay, slow ones are divided by the factor, a ramp between; hotter logits.
 
     The ramp runs over the pairs between those of beta_fast and beta_slow cycles over L. Logits
     grow by a^2. With beta_slow = 1 the ramp ends at p* = ln(L/2 pi)/ln(theta) of the pairs.
