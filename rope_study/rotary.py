@@ -30,7 +30,8 @@ class Encoding:
       name: canonical spelling, such as "p_rope(p=0.75, theta=10000)"; equality goes by it.
       inverse_frequencies: head_dim -> float64[head_dim / 2], radians per token, fastest first;
         0 means that the pair is not rotated.
-      attention_factor: multiplies cos and sin, so logits grow by its square (YaRN).
+      attention_factor: multiplies cos and sin of the pairs that turn, so what they add to a logit
+        grows by its square (YaRN). Pairs that stand still pass through, as in released models.
       theta: the base of the geometric frequencies it is made from; None where there is none.
       relative: whether logits depend on i - j only, not on where in the text i and j are.
     """
@@ -241,13 +242,14 @@ def rotate(
       x: queries or keys.
       positions: int[B or 1, T].
       inverse_frequencies: float64[H/2], radians per token, known at trace time.
-      attention_factor: multiplies cos and sin.
+      attention_factor: multiplies cos and sin of the pairs that turn.
     """
-    if not inverse_frequencies.any() and attention_factor == 1.0:
+    turning = inverse_frequencies != 0
+    if not turning.any():
         return x
     angles = phases(positions, inverse_frequencies)[..., None, :]
-    cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
-    return turn(x, cos, sin)
+    scale = np.where(turning, attention_factor, 1.0).astype(np.float32)
+    return turn(x, jnp.cos(angles) * scale, jnp.sin(angles) * scale)
 
 
 def turn(x: Array, cos: Array, sin: Array) -> Array:
