@@ -507,6 +507,12 @@ def test_names_are_read_back_to_the_same_encoding(spelling):
     np.testing.assert_array_equal(again.inverse_frequencies(64), encoding.inverse_frequencies(64))
 
 
+def test_a_list_of_one_number_is_read_back():
+    encoding = frequencies.longrope((1.0,), (2.5,), 4096, 8192, 32)
+    again = parse(encoding.name)
+    assert again == encoding and again.inverse_frequencies(2) == [1 / 2.5]
+
+
 def test_long_names_stay_apart_as_folders():
     numbers = [(1.0,) * 32, (*(1.0,) * 31, 1.5)]
     names = [frequencies.longrope(n, n, 4096, 4096, 32).name for n in numbers]
@@ -559,3 +565,32 @@ def test_the_module_lists_all_encodings():
     for name in encodings.ENCODINGS:
         assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
     assert "p_rope(p=0.75, theta=10000.0)" in done.stdout
+
+
+def test_adding_an_encoding_is_what_the_documentation_says(monkeypatch):
+    text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
+    (function,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (line,) = re.findall(r"^ +frequencies\.(\w+),$", text, re.MULTILINE)
+    monkeypatch.setitem(vars(frequencies), "resonance_rope", None)  # removed after the test
+    exec(function, vars(frequencies))
+    made = getattr(frequencies, line)
+    monkeypatch.setitem(encodings.ENCODINGS, made.__name__, made)
+    encoding = parse("resonance_rope(theta=500_000)")
+    wavelengths = 2 * np.pi / encoding.inverse_frequencies(64)
+    np.testing.assert_allclose(wavelengths, np.round(wavelengths), rtol=1e-12)
+    np.testing.assert_allclose(wavelengths[[0, -1]], [6, round(2 * np.pi * 5e5 ** (62 / 64))])
+    assert parse(encoding.name) == encoding and largest_change_by_shift(encoding) < 4e-5
+    assert "whole number of tokens" in encodings.listing()
+    with pytest.raises(UserError, match="Did you mean 'resonance_rope'"):
+        parse("resonace_rope")
+
+
+def test_the_documentation_has_a_row_for_every_encoding_with_its_parameters():
+    text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` (\|.*)$", text, re.MULTILINE))
+    assert list(rows) == list(encodings.ENCODINGS)
+    grouped = {"beta_fast": "betas", "beta_slow": "betas"}
+    grouped |= {"short_factor": "lists", "long_factor": "lists"}
+    for name, function in encodings.ENCODINGS.items():
+        for parameter in inspect.signature(function).parameters:
+            assert grouped.get(parameter, f"`{parameter}`") in rows[name].split("|")[3]
