@@ -2,22 +2,45 @@
 
 A spelling is a name, `rope`, or a call with literal arguments, `p_rope(p=0.5, theta=500_000)`;
 `module:function` names a function of the user's own, `(x, positions) -> x`.
+`python -m rope_study.encodings` lists them all.
 """
 
+import dataclasses
 import importlib
+import inspect
+import math
+import re
 from collections.abc import Callable
 
-from rope_study import rotary
+import numpy as np
+
+from rope_study import attention, fope, frequencies, learned, rotary
 from rope_study.errors import UserError
+from rope_study.frequencies import check_at_least
 from rope_study.spelling import call
 
-# A new encoding is one function in rotary.py and one line here.
+# A new encoding is one function and one line here: see docs/encodings.md.
 ENCODINGS: dict[str, Callable[..., rotary.Encoding]] = {
-    "rope": rotary.rope,
-    "nope": rotary.nope,
-    "p_rope": rotary.p_rope,
-    "reversed_p_rope": rotary.reversed_p_rope,
-    "partial_rope": rotary.partial_rope,
+    function.__name__: function
+    for function in (
+        rotary.rope,
+        rotary.nope,
+        rotary.p_rope,
+        rotary.reversed_p_rope,
+        rotary.partial_rope,
+        frequencies.half_truncated_rope,
+        frequencies.hope,
+        frequencies.proportional_rope,
+        frequencies.linear_rope,
+        frequencies.ntk_rope,
+        frequencies.dynamic_ntk_rope,
+        frequencies.yarn_rope,
+        frequencies.longrope,
+        frequencies.llama3_rope,
+        learned.learned_rope,
+        fope.fope,
+        frequencies.fope_clip,
+    )
 }
 
 WHERE = "set config.model.rotary or config.encodings"
@@ -57,3 +80,134 @@ def _import_function(spelling: str) -> rotary.Rotary:
     if not callable(function):
         raise UserError(f"{spelling!r} is not a function (x, positions) -> x; {WHERE}")
     return function
+
+
+# --- how far pairs turn -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """How far every pair of an encoding turns over a context of L tokens.
+
+    Attributes:
+      name: of the encoding.
+      head_dim, context: of the model; context in tokens.
+      inverse_frequencies: float64[head_dim / 2], g_k in radians per token; 0 = not rotated.
+      cycles: float64[head_dim / 2], c_k = g_k L / 2 pi.
+      fraction: the fraction of pairs with c_k >= 1, counted.
+      p_star: ln(L/2 pi) / ln(theta), that fraction for RoPE of the same theta and many pairs; above
+        1 where all pairs complete a cycle, NaN where there is no theta.
+      attention_factor: on cos and sin.
+    """
+
+    name: str
+    head_dim: int
+    context: int
+    inverse_frequencies: np.ndarray
+    cycles: np.ndarray
+    fraction: float
+    p_star: float
+    attention_factor: float
+
+    def __str__(self):
+        turning = np.count_nonzero(self.inverse_frequencies)
+        lines = [
+            f"{self.name}: head_dim {self.head_dim}, context {self.context:,} tokens",
+            f"{turning} of {len(self.cycles)} pairs turn, {np.sum(self.cycles >= 1)} complete a"
+            f" cycle: fraction {self.fraction:.3f}; p* = ln(L/2 pi)/ln(theta) = {self.p_star:.3f}",
+            f"attention factor {self.attention_factor:.6g}",
+            "pair  rad/token  tokens/cycle  cycles c_k",
+        ]
+        for k, (g, c) in enumerate(zip(self.inverse_frequencies, self.cycles, strict=True)):
+            row = f"{g:10.4g}  {2 * math.pi / g:12.4g}  {c:10.4g}" if g else "not rotated"
+            lines.append(f"{k:4d} {row}")
+        return "\n".join(lines)
+
+
+def describe(encoding: str | rotary.Encoding, head_dim: int, context: int) -> Description:
+    """Cycles over the context, c_k = g_k L / 2 pi, of every pair; print it for a table.
+
+    Learned frequencies are described as they start. The plot is figures.encoding_cycles.
+
+    Args:
+      encoding: an Encoding or its spelling.
+      head_dim: dimensions of a head.
+      context: L, tokens.
+
+    Raises:
+      UserError: a function of the user's own, whose frequencies are not known.
+    """
+    encoding = parse(encoding)
+    if not isinstance(encoding, rotary.Encoding):
+        raise UserError(f"the frequencies of {name_of(encoding)} are not known")
+    check_at_least(1, "describe", context=context)
+    inverse = encoding.inverse_frequencies(head_dim)
+    cycles = inverse * context / (2 * np.pi)
+    return Description(
+        name=encoding.name,
+        head_dim=head_dim,
+        context=context,
+        inverse_frequencies=inverse,
+        cycles=cycles,
+        fraction=float(np.mean(cycles >= 1)),
+        p_star=p_star(context, encoding.theta) if encoding.theta else math.nan,
+        attention_factor=encoding.attention_factor,
+    )
+
+
+def p_star(context: float, theta: float) -> float:
+    """p* = ln(L / 2 pi) / ln(theta): where RoPE's frequencies pass one cycle over L."""
+    return math.log(context / (2 * math.pi)) / math.log(theta)
+
+
+# --- the list ---------------------------------------------------------------------------------
+
+
+def listing() -> str:
+    """Every encoding with what it takes and what its docstring says."""
+    return "\n\n".join(_entry(function) for function in ENCODINGS.values())
+
+
+def _entry(function: Callable[..., rotary.Encoding]) -> str:
+    signature = inspect.signature(function)
+    about = documentation(function)
+    takes = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
+    lines = [f"{function.__name__}({takes})", f"  {about.summary}"]
+    lines += [f"  formula: {about.formula}", f"  source: {about.source}"]
+    lines += [f"  {name}: {text}" for name, text in about.parameters.items()]
+    relative = "yes" if signature.return_annotation.relative else "no"
+    # Encodings turn q and k before attention sees them, so every backend runs every one.
+    lines.append(f"  relative: {relative}; attention: {', '.join(attention.BACKENDS)}")
+    return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Documentation:
+    """The parts of an encoding's docstring, each on one line."""
+
+    summary: str
+    formula: str
+    source: str
+    parameters: dict[str, str]
+
+
+def documentation(function: Callable) -> Documentation:
+    """Reads a docstring: its first line, "Formula: ", "Source: " and "Args:"."""
+    text = inspect.getdoc(function) or ""
+
+    def section(name: str) -> str:
+        found = re.search(rf"^{name}: (.*(?:\n  .*)*)", text, re.MULTILINE)
+        return " ".join(found[1].split()) if found else ""
+
+    args = re.search(r"^Args:\n((?:  .*\n?)*)", text, re.MULTILINE)
+    parameters = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", args[1] if args else "", re.MULTILINE)
+    return Documentation(
+        summary=text.partition("\n")[0],
+        formula=section("Formula"),
+        source=section("Source"),
+        parameters={name: " ".join(words.split()) for name, words in parameters},
+    )
+
+
+if __name__ == "__main__":
+    print(listing())

@@ -1,4 +1,4 @@
-"""The figures: one function a figure of the paper, and two that compare encodings.
+"""The figures: one function a figure of the paper, and three that compare encodings.
 
 Every function returns a matplotlib Figure and leaves no global state behind. The statistics come
 from the probe `frequency_usage` as an xarray.Dataset `usage`: mean 2-norm of each rotary pair
@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from rope_study.rotary import pairs, rope
+from rope_study.encodings import describe
+from rope_study.rotary import Encoding, pairs, rope
 
 QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
 COLOUR_MAP = "cividis"  # grows in lightness: reads the same in grey and for colour-blind readers
@@ -89,6 +90,47 @@ def decay(
     for axes in (left, right):
         axes.axhline(0, color="0.5", linewidth=0.8, zorder=0)
         axes.set_xlabel("distance [tokens]")
+    return figure
+
+
+# --- how far pairs turn -----------------------------------------------------------------------
+
+
+def encoding_cycles(
+    encodings: Sequence[str | Encoding], head_dim: int = 256, context: int = 8192
+) -> Figure:
+    """Cycles of each pair over the context, c_k = g_k L / 2 pi, against its index, fastest first.
+
+    The legend counts the pairs that complete a cycle. Pairs that do not turn are marked below the
+    axis of cycles, a row for each encoding.
+    """
+    found = [describe(encoding, head_dim, context) for encoding in encodings]
+    below = 0.2 * len(found)  # inches for the marks, and as much again for the legend
+    title = f"Cycles over the context: head_dim={head_dim}, L={context:,} tokens"
+    figure = _figure((9, 5 + 2 * below), title)
+    axes, still = figure.subplots(2, 1, sharex=True, height_ratios=(4, below))
+    for index, one in enumerate(found):
+        colour, line = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
+        name = textwrap.shorten(one.name, 120, placeholder=" ...)")  # LongRoPE lists every pair
+        label = f"{name}: {np.sum(one.cycles >= 1)} of {len(one.cycles)} complete a cycle"
+        turning = np.where(one.cycles > 0, one.cycles, np.nan)
+        # Encodings that agree lie on each other: the first is drawn widest.
+        width = 1.2 + 3 * (1 - index / len(found))
+        wrapped = "\n  ".join(textwrap.wrap(label, 60))
+        axes.plot(turning, color=colour, linestyle=line, linewidth=width, label=wrapped)
+        at = np.flatnonzero(one.cycles == 0)
+        still.scatter(at, np.full(len(at), -index), marker="|", s=24, color=colour)
+    axes.axhline(1, color="black", linewidth=1)
+    above = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 9}
+    axes.annotate("one cycle", (1, 1), (-4, 2), xycoords=("axes fraction", "data"), **above)
+    axes.set_yscale("log")
+    axes.set_ylabel("cycles over the context, $c_k$")
+    axes.grid(color="0.9")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, handlelength=5)
+    still.set_ylim(0.6 - len(found), 0.6)
+    still.set_yticks([])
+    still.set_ylabel("not\nrotated", rotation=0, ha="right", va="center", fontsize=9)
+    still.set_xlabel("rotary pair, fastest first")
     return figure
 
 

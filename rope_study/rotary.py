@@ -30,12 +30,17 @@ class Encoding:
       name: canonical spelling, such as "p_rope(p=0.75, theta=10000)"; equality goes by it.
       inverse_frequencies: head_dim -> float64[head_dim / 2], radians per token, fastest first;
         0 means that the pair is not rotated.
-      attention_factor: multiplies cos and sin, so logits grow by its square (YaRN).
+      attention_factor: multiplies cos and sin of the pairs that turn, so what they add to a logit
+        grows by its square (YaRN). Pairs that stand still pass through, as in released models.
+      theta: the base of the geometric frequencies it is made from; None where there is none.
+      relative: whether logits depend on i - j only, not on where in the text i and j are.
     """
 
     name: str
     inverse_frequencies: Callable[[int], np.ndarray] = dataclasses.field(compare=False, repr=False)
     attention_factor: float = 1.0
+    theta: float | None = dataclasses.field(default=None, compare=False, repr=False)
+    relative: bool = dataclasses.field(default=True, compare=False, repr=False)
 
     def __call__(self, x: Array, positions: Array) -> Array:
         """Rotates x[B, T, N, H] by its positions int[B or 1, T]."""
@@ -46,66 +51,105 @@ class Encoding:
 
 
 def rope(theta: float = 10_000.0) -> Encoding:
-    """RoPE (Su et al. 2021): every pair turns, g_k = theta^(-2(k-1)/d)."""
-    _check_theta(theta)
-    return Encoding(spell("rope", theta=theta), lambda d: _geometric(d, theta))
+    """RoPE: every pair turns.
+
+    Formula: g_k = theta^(-2(k-1)/d)
+    Source: Su et al. 2021 (arXiv 2104.09864), section 3.2.2; theta = 10,000 in Gemma
+
+    Args:
+      theta: the base; the slowest pair turns once in about 2 pi theta tokens.
+    """
+    check_theta(theta)
+    return Encoding(spell("rope", theta=theta), lambda d: geometric(d, theta), theta=theta)
 
 
 def nope() -> Encoding:
-    """NoPE (Kazemnejad et al. 2023): no pair turns."""
-    return Encoding(spell("nope"), lambda d: np.zeros(_pair_count(d)))
+    """NoPE: no pair turns; order is known from the causal mask alone.
+
+    Formula: g_k = 0
+    Source: Kazemnejad et al. 2023 (arXiv 2305.19466)
+    """
+    return Encoding(spell("nope"), lambda d: np.zeros(pair_count(d)))
 
 
 def p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
-    """p-RoPE (Barbero et al., section 6.1): the fraction p of highest frequencies turns.
+    """p-RoPE: the fraction p of highest frequencies turns.
 
     The exponent keeps the full head_dim, so what turns, turns as in RoPE: p=0 is NoPE, p=1 RoPE.
+
+    Formula: g_k = theta^(-2(k-1)/d) for the first int(p d / 2) pairs, 0 after
+    Source: Barbero et al. 2025 (arXiv 2410.06205), section 6.1
+
+    Args:
+      p: the fraction of pairs that turn, 0 to 1.
+      theta: the base.
     """
-    _check_fraction(p, "p_rope")
-    _check_theta(theta)
+    check_fraction(p, "p_rope")
+    check_theta(theta)
 
     def frequencies(d: int) -> np.ndarray:
-        return np.where(np.arange(_pair_count(d)) < int(p * d // 2), _geometric(d, theta), 0.0)
+        return np.where(np.arange(pair_count(d)) < int(p * d // 2), geometric(d, theta), 0.0)
 
-    return Encoding(spell("p_rope", p=p, theta=theta), frequencies)
+    return Encoding(spell("p_rope", p=p, theta=theta), frequencies, theta=theta)
 
 
 def reversed_p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
-    """0.75-RoPE reversed of Table 2: the fraction p of LOWEST frequencies turns."""
-    _check_fraction(p, "reversed_p_rope")
-    _check_theta(theta)
+    """p-RoPE reversed: the fraction p of LOWEST frequencies turns.
+
+    Formula: g_k = theta^(-2(k-1)/d) for the last int(p d / 2) pairs, 0 before
+    Source: Barbero et al. 2025 (arXiv 2410.06205), Table 2
+
+    Args:
+      p: the fraction of pairs that turn, 0 to 1.
+      theta: the base.
+    """
+    check_fraction(p, "reversed_p_rope")
+    check_theta(theta)
 
     def frequencies(d: int) -> np.ndarray:
-        still = _pair_count(d) - int(p * d // 2)
-        return np.where(np.arange(_pair_count(d)) < still, 0.0, _geometric(d, theta))
+        still = pair_count(d) - int(p * d // 2)
+        return np.where(np.arange(pair_count(d)) < still, 0.0, geometric(d, theta))
 
-    return Encoding(spell("reversed_p_rope", p=p, theta=theta), frequencies)
+    return Encoding(spell("reversed_p_rope", p=p, theta=theta), frequencies, theta=theta)
 
 
 def partial_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
-    """Partial rotary (GPT-NeoX), 0.75-RoPE partial of Table 2: p of the dimensions turn.
+    """Partial rotary: p of the dimensions turn, with the whole range of frequencies.
 
-    The whole range of frequencies is squeezed into int(p * d // 2) pairs: the exponent divides by
-    the rotated width. NeoX pairs dimensions inside its first p * d; here the pairs run across the
-    full head as everywhere in this project, which is the same model with its dimensions permuted.
+    The range is squeezed into fewer pairs: the exponent divides by the rotated width. NeoX pairs
+    dimensions inside its first p d; here the pairs run across the full head as everywhere in this
+    project, which is the same model with its dimensions permuted.
+
+    Formula: g_k = theta^(-2(k-1)/r) for the first r/2 pairs, 0 after; r = p d
+    Source: GPT-NeoX (Black et al. 2022, arXiv 2204.06745); Barbero et al. 2025, Table 2
+
+    Args:
+      p: the fraction of dimensions that turn, 0 to 1.
+      theta: the base.
     """
-    _check_fraction(p, "partial_rope")
-    _check_theta(theta)
-
-    def frequencies(d: int) -> np.ndarray:
-        turning = int(p * d // 2)
-        squeezed = _geometric(2 * turning, theta) if turning else np.zeros(0)
-        return np.concatenate([squeezed, np.zeros(_pair_count(d) - turning)])
-
-    return Encoding(spell("partial_rope", p=p, theta=theta), frequencies)
+    check_fraction(p, "partial_rope")
+    check_theta(theta)
+    name = spell("partial_rope", p=p, theta=theta)
+    return Encoding(name, lambda d: squeezed(d, p, lambda r: geometric(r, theta)), theta=theta)
 
 
-def _geometric(d: int, theta: float) -> np.ndarray:
+# --- what encodings are made of ---------------------------------------------------------------
+
+
+def geometric(d: int, theta: float) -> np.ndarray:
     """float64[d / 2]: theta^(-2k/d) for k = 0..d/2-1."""
-    return theta ** (-np.arange(_pair_count(d), dtype=np.float64) * 2 / d)
+    return theta ** (-np.arange(pair_count(d), dtype=np.float64) * 2 / d)
 
 
-def _pair_count(head_dim: int) -> int:
+def squeezed(d: int, p: float, frequencies: Callable[[int], np.ndarray]) -> np.ndarray:
+    """float64[d / 2]: the frequencies of a head of p d dimensions, then zeros."""
+    turning = int(p * d // 2)
+    head = frequencies(2 * turning) if turning else np.zeros(0)
+    return np.concatenate([head, np.zeros(pair_count(d) - turning)])
+
+
+def pair_count(head_dim: int) -> int:
+    """head_dim / 2, refusing what cannot be split into pairs."""
     if head_dim < 2 or head_dim % 2:
         raise UserError(
             f"head_dim={head_dim} cannot be split into pairs: it must be even and at least 2;"
@@ -114,13 +158,17 @@ def _pair_count(head_dim: int) -> int:
     return head_dim // 2
 
 
-def _check_fraction(p: float, name: str) -> None:
-    check_numbers(name, p=p)
+def check_fraction(p: float, name: str, parameter: str = "p") -> None:
+    """Refuses what is no fraction."""
+    check_numbers(name, **{parameter: p})
     if not 0 <= p <= 1:
-        raise UserError(f"{name}: p={p} must lie in [0, 1], the fraction of pairs that turn")
+        raise UserError(
+            f"{name}: {parameter}={p} must lie in [0, 1], the fraction of pairs that turn"
+        )
 
 
-def _check_theta(theta: float) -> None:
+def check_theta(theta: float) -> None:
+    """Refuses what is no base."""
     check_numbers("rotary", theta=theta)
     if not (math.isfinite(theta) and theta > 1):
         raise UserError(f"theta={theta} must be a finite number above 1 (10_000 in Gemma)")
@@ -141,6 +189,30 @@ def pairs(x: Array) -> tuple[Array, Array]:
 def unpairs(first: Array, second: Array) -> Array:
     """The inverse of `pairs`: 2 x [..., H/2] -> [..., H]."""
     return jnp.concatenate([first, second], axis=-1)
+
+
+LAYOUTS = ("half_split", "interleaved")
+
+
+def convert_layout(x: Array, source: str, target: str) -> Array:
+    """Moves every pair to where another layout keeps it, along the last axis.
+
+    Half-split (this project, Gemma, Transformers) pairs dimension i with i + H/2; interleaved
+    (Meta's Llama, GPT-J) pairs 2i with 2i + 1. Converting the weights of q and of k, [..., H],
+    leaves every logit as it was; v and o have no pairs and stay.
+
+    Args:
+      x: activations or weights [..., H], of NumPy or JAX.
+      source, target: "half_split" or "interleaved".
+    """
+    for layout in (source, target):
+        if layout not in LAYOUTS:
+            raise UserError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if source == target:
+        return x
+    half = pair_count(x.shape[-1])
+    split = (2, half) if source == "half_split" else (half, 2)
+    return x.reshape(*x.shape[:-1], *split).swapaxes(-1, -2).reshape(x.shape)
 
 
 def phases(positions: Array, inverse_frequencies: np.ndarray) -> Array:
@@ -170,11 +242,17 @@ def rotate(
       x: queries or keys.
       positions: int[B or 1, T].
       inverse_frequencies: float64[H/2], radians per token, known at trace time.
-      attention_factor: multiplies cos and sin.
+      attention_factor: multiplies cos and sin of the pairs that turn.
     """
-    if not inverse_frequencies.any() and attention_factor == 1.0:
+    turning = inverse_frequencies != 0
+    if not turning.any():
         return x
     angles = phases(positions, inverse_frequencies)[..., None, :]
-    cos, sin = jnp.cos(angles) * attention_factor, jnp.sin(angles) * attention_factor
+    scale = np.where(turning, attention_factor, 1.0).astype(np.float32)
+    return turn(x, jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def turn(x: Array, cos: Array, sin: Array) -> Array:
+    """Turns pairs of x[..., H] by cos and sin f32[..., H/2]; f32 inside, one cast at the end."""
     first, second = pairs(x.astype(jnp.float32))
     return unpairs(first * cos - second * sin, second * cos + first * sin).astype(x.dtype)

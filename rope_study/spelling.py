@@ -47,14 +47,23 @@ def call(spelling: str, table: Mapping[str, Callable[..., Any]], what: str, wher
         raise UserError(f"{spelling}: {error}. It takes {takes}; {where}") from error
 
 
-def spell(name: str, **values: float) -> str:
-    """The canonical spelling of a call, which `call` reads back to the same values."""
+def spell(name: str, **values: float | bool | tuple | None) -> str:
+    """The canonical spelling of a call, which `call` reads back to the same values.
 
-    def number(value: float) -> str:
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
+    Values are numbers, booleans or tuples of them; None, which only a default may be, is left out.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    return f"{name}({', '.join(f'{key}={_literal(value)}' for key, value in given.items())})"
 
-    return f"{name}({', '.join(f'{key}={number(value)}' for key, value in values.items())})"
+
+def _literal(value: float | bool | tuple) -> str:
+    if isinstance(value, tuple):
+        items = ", ".join(map(_literal, value))
+        return f"({items},)" if len(value) == 1 else f"({items})"
+    if isinstance(value, bool):
+        return repr(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def check_numbers(name: str, **values: Any) -> None:

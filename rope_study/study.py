@@ -6,6 +6,7 @@ figures and one report.
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -90,8 +91,14 @@ def probe_held_out(
 
 
 def folder_name(name: str) -> str:
-    """An encoding's name as a folder: p_rope(p=0.75, theta=10000) -> p_rope_p0.75_theta10000."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", name.replace("=", "")).strip("_")
+    """An encoding's name as a folder: p_rope(p=0.75, theta=10000) -> p_rope_p0.75_theta10000.
+
+    File systems take 255 bytes: a longer name (LongRoPE's factors) ends in a digest instead.
+    """
+    folder = re.sub(r"[^A-Za-z0-9.]+", "_", name.replace("=", "")).strip("_")
+    if len(folder) <= 200:
+        return folder
+    return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def summarise(

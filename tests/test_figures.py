@@ -302,3 +302,26 @@ def test_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     report.write_report(path, results, {})
     assert "rope_study" in path.read_text()
+
+
+def test_encoding_cycles_draws_every_pair_and_counts_those_that_complete_one():
+    figure = figures.encoding_cycles(["rope", "p_rope(0.75)", "nope"], head_dim=64, context=512)
+    shown = " ".join(texts(figure).split())
+    for part in ("head_dim=64", "512 tokens", "cycles over the context", "one cycle"):
+        assert part in shown
+    assert "rope(theta=10000): 16 of 32 complete a cycle" in shown
+    assert "nope(): 0 of 32 complete a cycle" in shown
+    axes, still = figure.axes[:2]
+    rope_cycles, p_rope_cycles, nope_cycles = (line.get_ydata() for line in axes.lines[:3])
+    want = 512 / (2 * np.pi) * 10_000.0 ** (-np.arange(32) / 32)
+    np.testing.assert_allclose(rope_cycles, want)
+    np.testing.assert_allclose(p_rope_cycles, [*want[:24], *[np.nan] * 8])
+    assert np.isnan(nope_cycles).all() and axes.get_yscale() == "log"
+    marked = [points.get_offsets()[:, 0].tolist() for points in still.collections]
+    assert marked == [[], list(range(24, 32)), list(range(32))]
+
+
+def test_encoding_cycles_shortens_the_names_that_list_every_pair():
+    ones = (1,) * 32
+    figure = figures.encoding_cycles([f"longrope({ones}, {ones}, 4096, 4096, 32)"], 64, 4096)
+    assert "longrope(short_factor=" in texts(figure) and len(texts(figure)) < 600

@@ -68,8 +68,8 @@ def _about(long_name: str) -> dict[str, str]:
 
 
 def _frequencies(encoding: rotary.Rotary, head_dim: int) -> np.ndarray:
-    """float64[H/2]; NaN for a function of the user's own, whose frequencies are not known."""
-    if isinstance(encoding, rotary.Encoding):
+    """float64[H/2]; NaN where they are not known: a function of the user's own, or learned ones."""
+    if isinstance(encoding, rotary.Encoding) and not hasattr(encoding, "shared_parameters"):
         return encoding.inverse_frequencies(head_dim)
     return np.full(head_dim // 2, np.nan)
 
