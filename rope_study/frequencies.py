@@ -136,7 +136,7 @@ def ntk_rope(factor: float, theta: float = 10_000.0) -> Encoding:
     """NTK-aware scaling: a larger base; the fastest pair stays, the slowest slows by the factor.
 
     Formula: g_k = b^(-2(k-1)/d), b = theta factor^(d/(d-2))
-    Source: bloc97 2023; Peng et al. 2023 (YaRN, arXiv 2309.00071), section 3.1
+    Source: bloc97 2023; Peng et al. 2023 (YaRN, arXiv 2309.00071)
 
     Args:
       factor: how many times longer than trained the context is to be, at least 1.
@@ -157,7 +157,7 @@ def dynamic_ntk_rope(
     cached at a shorter length have to be rotated again.
 
     Formula: g_k = b^(-2(k-1)/d), b = theta (factor max(length, L)/L - factor + 1)^(d/(d-2))
-    Source: emozilla 2023; YaRN (arXiv 2309.00071), section 3.3; Transformers' rope_type "dynamic"
+    Source: emozilla 2023; YaRN (arXiv 2309.00071); Transformers' rope_type "dynamic"
 
     Args:
       factor: how fast the base grows with length, at least 1.
@@ -203,7 +203,7 @@ def yarn_rope(
 
     Formula: g_k = g (1 - ramp_k) + (g / factor) ramp_k with g = theta^(-2(k-1)/d);
       cos and sin times a = 0.1 ln factor + 1
-    Source: Peng et al. 2023 (arXiv 2309.00071), sections 3.2 to 3.4;
+    Source: Peng et al. 2023 (arXiv 2309.00071);
       Transformers' rope_type "yarn"
 
     Args:
@@ -290,7 +290,7 @@ def longrope(
 
     Formula: g_k = theta^(-2(k-1)/d) / e_k, e the short list if length <= L, else the long one;
       cos and sin times a = sqrt(1 + ln factor / ln L)
-    Source: Ding et al. 2024 (arXiv 2402.13753), section 3; Phi-3;
+    Source: Ding et al. 2024 (arXiv 2402.13753); Phi-3;
       Transformers' rope_type "longrope"
 
     Args:

@@ -54,7 +54,7 @@ def rope(theta: float = 10_000.0) -> Encoding:
     """RoPE: every pair turns.
 
     Formula: g_k = theta^(-2(k-1)/d)
-    Source: Su et al. 2021 (arXiv 2104.09864), section 3.2.2; theta = 10,000 in Gemma
+    Source: Su et al. 2021 (arXiv 2104.09864); theta = 10,000 in Gemma
 
     Args:
       theta: the base; the slowest pair turns once in about 2 pi theta tokens.
