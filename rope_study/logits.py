@@ -228,7 +228,7 @@ class Cable(LogitFunction):
 
 @dataclasses.dataclass(frozen=True)
 class Fox(LogitFunction):
-    """Forgetting transformer (FoX, Lin et al., ICLR 2025): c = cumsum(log sigmoid(x W + b)).
+    """Forgetting transformer (FoX, Lin et al. 2025, 2503.02130): c = cumsum(log sigmoid(x W + b)).
 
     logits_ij + c_i - c_j, the same place as CABLE. b starts at 5, so that little is forgotten at
     first (x-transformers).

@@ -70,7 +70,7 @@ class LogN(QueryScale):
 
 @dataclasses.dataclass(frozen=True)
 class SSMax(QueryScale):
-    """Scalable-softmax (Nakanishi 2025, 2501.19399, eq. 3): s_i = s_h log n_i, s_h learned by head.
+    """Scalable-softmax (Nakanishi 2025, 2501.19399): s_i = s_h log n_i, s_h learned by head.
 
     Softmax to the base n^s: attention does not flatten as the context grows. n must be the number
     of keys of that query, i + 1: the length of the sequence would let the future in.
