@@ -6,10 +6,11 @@ import math
 import ml_collections
 from ml_collections import config_dict
 
-from rope_study import encodings, presets
+from rope_study import encodings, presets, variants
 from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
 
+ROTARY = "rope"
 VOCABULARY_MULTIPLE = 128  # model vocabularies are rounded up to it, so that they shard evenly
 
 
@@ -19,7 +20,8 @@ def default() -> ml_collections.ConfigDict:
     config.workdir = "runs/study"  # everything a run writes
     config.seed = 0  # initial weights and order of batches
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
-    # What `study` compares; every other command uses model.rotary.
+    # What `study` compares, each in all layers: an encoding, or "nope + alibi()" (variants.py);
+    # every other command uses model.rotary.
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")
 
     config.data = data = ml_collections.ConfigDict()
@@ -31,7 +33,11 @@ def default() -> ml_collections.ConfigDict:
 
     config.model = model = ml_collections.ConfigDict()
     model.preset = "small"  # see rope_study/presets.py; the fields below override it
-    model.rotary = "rope"  # an encoding, "p_rope(p=0.5)", or module:function
+    model.rotary = ROTARY  # an encoding, "p_rope(p=0.5)", or module:function
+    model.pattern = variants.NONE  # of layers, with their encodings: "gemma3(window=64)"
+    model.qk_norm = variants.NONE  # the next three in all layers: "qk_norm()"
+    model.query_scale = variants.NONE  # "ss_max()"
+    model.logits = variants.NONE  # "alibi()"
     for field in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):
         model[field] = config_dict.placeholder(int)
     for field in ("compute_dtype", "attention", "remat"):
@@ -78,9 +84,9 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"{field}={value} must be a positive number; set config.{field}")
     if not config.encodings:
         raise UserError("no encodings to compare; set config.encodings, such as ('rope', 'nope')")
+    decoder = decoder_config(config, vocab_size=256)
     for encoding in config.encodings:
-        encodings.parse(encoding)
-    decoder_config(config, vocab_size=256)
+        variants.apply(decoder, encoding)
 
 
 def decoder_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
@@ -92,11 +98,29 @@ def decoder_config(config: ml_collections.ConfigDict, vocab_size: int) -> Decode
     preset = presets.get(config.model.preset)
     fields = {f.name for f in dataclasses.fields(DecoderConfig)}
     chosen = {
-        name: value for name, value in config.model.items() if name in fields and value is not None
+        name: value
+        for name, value in config.model.items()
+        if name in fields and name != "pattern" and value is not None
     }
     chosen["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     decoder = dataclasses.replace(preset, **chosen)
-    return decoder.with_rotary(encodings.parse(config.model.rotary))
+    return _with_attention(decoder, config.model)
+
+
+def _with_attention(decoder: DecoderConfig, model: ml_collections.ConfigDict) -> DecoderConfig:
+    """The decoder with the pattern, encoding and parts that the settings name."""
+    pattern = variants.part("pattern", model.pattern)
+    if pattern is None:
+        decoder = decoder.with_rotary(encodings.parse(model.rotary))
+    elif model.rotary == ROTARY:
+        decoder = dataclasses.replace(decoder, pattern=pattern)
+    else:
+        raise UserError(
+            f"model.rotary={model.rotary!r} and model.pattern={model.pattern!r} both choose the"
+            " encoding: give it to the pattern, as in gemma3(global_rotary='p_rope()')"
+        )
+    parts = {field: variants.part(field, model[field]) for field in variants.PARTS}
+    return decoder.with_layers(**{field: part for field, part in parts.items() if part is not None})
 
 
 def _get(config: ml_collections.ConfigDict, field: str):

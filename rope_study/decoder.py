@@ -5,6 +5,7 @@ T length, D width, N query heads, K key/value heads, H head_dim, F mlp_hidden, V
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,8 +15,12 @@ import jax.numpy as jnp
 
 from rope_study import attention, loss
 from rope_study.errors import UserError
+from rope_study.logits import Inputs, LogitFunction
+from rope_study.norm import QKNorm, QKNormFixed, rms_norm
 from rope_study.parallel import Layout
 from rope_study.parameters import Parameter
+from rope_study.parts import Part
+from rope_study.query import QueryScale, keys_read
 from rope_study.rotary import Rotary, rope
 
 Array = jax.Array
@@ -30,6 +35,15 @@ class LayerSpec:
 
     rotary: Rotary = dataclasses.field(default_factory=rope)
     window: int | None = None  # local attention: how many positions back; None reads all
+    chunk: int | None = None  # chunked attention: reads keys of its own chunk of so many positions
+    qk_norm: QKNorm | QKNormFixed | None = None
+    query_scale: QueryScale | None = None
+    logits: LogitFunction | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Everything but the encoding that may have arrays of its own."""
+        return tuple(p for p in (self.qk_norm, self.query_scale, self.logits) if p is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +69,11 @@ class DecoderConfig:
 
     def with_rotary(self, encoding: Rotary) -> "DecoderConfig":
         """The same decoder with one encoding in all of its layers."""
-        pattern = tuple(dataclasses.replace(spec, rotary=encoding) for spec in self.pattern)
+        return self.with_layers(rotary=encoding)
+
+    def with_layers(self, **fields: Any) -> "DecoderConfig":
+        """The same decoder with these fields of LayerSpec in all of its layers."""
+        pattern = tuple(dataclasses.replace(spec, **fields) for spec in self.pattern)
         return dataclasses.replace(self, pattern=pattern)
 
     @property
@@ -90,14 +108,29 @@ def _check(config: DecoderConfig) -> None:
                 f"{name}={getattr(config, name)!r} is not one of {', '.join(allowed)};"
                 f" set config.model.{name}"
             )
+    for spec in config.pattern:
+        _check_layer(spec, config)
+
+
+def _check_layer(spec: LayerSpec, config: DecoderConfig) -> None:
+    for name in ("window", "chunk"):
+        value = getattr(spec, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} must be at least 1; set config.model.pattern")
+    if config.attention != "reference" and (spec.logits or spec.chunk):
+        what = spec.logits.name if spec.logits else f"chunk={spec.chunk}"
+        raise UserError(
+            f"{what} runs on the reference backend only, not on {config.attention!r};"
+            " set config.model.attention='reference'"
+        )
 
 
 # --- one layer --------------------------------------------------------------------------------
 
 # Names that a layer passes through `tap(name, value) -> value`, with their shapes.
 ACTIVATIONS = {
-    "q": "queries before rotation [B, T, N, H]",
-    "k": "keys before rotation [B, T, K, H]",
+    "q": "queries before rotation, normalised and scaled where the layer does so [B, T, N, H]",
+    "k": "keys before rotation, normalised where the layer does so [B, T, K, H]",
     "v": "values [B, T, K, H]",
     "q_rotated": "queries after rotation [B, T, N, H]",
     "k_rotated": "keys after rotation [B, T, K, H]",
@@ -116,20 +149,28 @@ def layer(
 
     Args:
       x: residual stream in the compute dtype.
-      w: the layer's arrays, named and shaped as in `layer_parameters`.
+      w: the layer's arrays, as in `layer_parameters`, and those of `shared_parameters`.
       positions: int[B or 1, T].
       spec, config: static.
       tap: sees every value named in ACTIVATIONS and returns the one to go on with.
     """
     h = rms_norm(x, w["attention_norm"], config.norm_epsilon)
-    q = tap("q", _project("btd,dnh->btnh", h, w["q"]))
-    k = tap("k", _project("btd,dkh->btkh", h, w["k"]))
+    q, k = _project("btd,dnh->btnh", h, w["q"]), _project("btd,dkh->btkh", h, w["k"])
     v = tap("v", _project("btd,dkh->btkh", h, w["v"]))
+    q, k = _prepare(q, k, positions, w, spec, config)
+    q, k = tap("q", q), tap("k", k)
     with jax.named_scope("rotary"):
-        q = tap("q_rotated", spec.rotary(q, positions))
-        k = tap("k_rotated", spec.rotary(k, positions))
+        q_rotated = tap("q_rotated", _rotate(q, positions, w, spec))
+        k_rotated = tap("k_rotated", _rotate(k, positions, w, spec))
+    weigh = None
+    if spec.logits is not None:
+        inputs = Inputs(positions, h, q, k, spec.rotary, w)
+        weigh = functools.partial(spec.logits.weights, inputs=inputs)
     with jax.named_scope("attention"):
-        mixed = tap("mixed", attention.attend(q, k, v, spec.window, config.attention))
+        mixed = attention.attend(
+            q_rotated, k_rotated, v, spec.window, config.attention, spec.chunk, weigh
+        )
+    mixed = tap("mixed", mixed)
     x = x + _project("btnh,nhd->btd", mixed, w["o"])
     h = rms_norm(x, w["mlp_norm"], config.norm_epsilon)
     gate = jax.nn.gelu(_project("btd,df->btf", h, w["gate"]), approximate=True)
@@ -137,11 +178,22 @@ def layer(
     return tap("residual", x)
 
 
-def rms_norm(x: Array, weight: Array, epsilon: float) -> Array:
-    """x / rms(x) * (1 + weight) over the last axis, in f32, returned in x's dtype."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return (y * (1 + weight)).astype(x.dtype)
+def _prepare(
+    q: Array, k: Array, positions: Array, w: Weights, spec: LayerSpec, config: DecoderConfig
+) -> tuple[Array, Array]:
+    """QK-norm and query scale, where the layer has them."""
+    if spec.qk_norm is not None:
+        q, k = spec.qk_norm(q, k, w, config.norm_epsilon)
+    if spec.query_scale is not None:
+        q = spec.query_scale(q, positions, keys_read(positions, spec.window, spec.chunk), w)
+    return q, k
+
+
+def _rotate(x: Array, positions: Array, w: Weights, spec: LayerSpec) -> Array:
+    """An encoding that declares `shared_parameters` also gets the layer's arrays."""
+    if hasattr(spec.rotary, "shared_parameters"):
+        return spec.rotary(x, positions, w)
+    return spec.rotary(x, positions)
 
 
 def _project(equation: str, x: Array, weight: Array) -> Array:
@@ -152,12 +204,12 @@ def _project(equation: str, x: Array, weight: Array) -> Array:
 # --- parameters -------------------------------------------------------------------------------
 
 
-def layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
-    """Every array of one layer."""
+def layer_parameters(config: DecoderConfig, spec: LayerSpec) -> dict[str, Parameter]:
+    """Every array of one layer; what its parts add comes last, so the rest starts the same."""
     D, N, K, H, F = (
         config.width, config.heads, config.kv_heads, config.head_dim, config.mlp_hidden
     )  # fmt: skip
-    return {
+    parameters = {
         "attention_norm": Parameter((D,), (None,)),
         "q": Parameter((D, N, H), ("embed", "heads", "head_dim"), D),
         "k": Parameter((D, K, H), ("embed", "kv_heads", "head_dim"), D),
@@ -168,6 +220,28 @@ def layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
         "up": Parameter((D, F), ("embed", "mlp"), D),
         "down": Parameter((F, D), ("mlp", "embed"), F),
     }
+    for part in spec.parts:
+        parameters |= part.parameters(config)
+    return parameters
+
+
+def shared_parameters(config: DecoderConfig) -> dict[str, Parameter]:
+    """Every array that layers share: of encodings and parts that declare `shared_parameters`.
+
+    Raises:
+      UserError: two of them want different arrays of the same name.
+    """
+    found: dict[str, Parameter] = {}
+    for spec in config.pattern:
+        for part in (spec.rotary, *spec.parts):
+            declare = getattr(part, "shared_parameters", lambda _: {})
+            for name, parameter in declare(config).items():
+                if found.setdefault(name, parameter) != parameter:
+                    raise UserError(
+                        f"two layers want different shared arrays {name!r}: {found[name]} and"
+                        f" {parameter}; give them the same, or write config.model.pattern anew"
+                    )
+    return found
 
 
 # --- the whole decoder ------------------------------------------------------------------------
@@ -191,7 +265,8 @@ class Decoder(nn.Module):
 
     Parameters, the same whether layers are scanned or unrolled: embedding [V, D], final_norm [D],
     pattern_i - place i of the pattern, arrays of `layer_parameters` stacked over its repeats - and
-    remainder_i, the layers left over when the pattern does not fit evenly.
+    remainder_i, the layers left over when the pattern does not fit evenly. Where layers share
+    arrays, `shared` has them.
     """
 
     config: DecoderConfig
@@ -206,14 +281,19 @@ class Decoder(nn.Module):
         self.final_norm = self.param("final_norm", norm.initializer(), norm.shape)
         repeats, left = divmod(c.layers, len(c.pattern))
         places = range(len(c.pattern)) if repeats else ()
-        self.repeated = [self._declare(f"pattern_{i}", repeats) for i in places]
-        self.remainder = [self._declare(f"remainder_{i}", None) for i in range(left)]
+        self.repeated = [self._declare_layer(f"pattern_{i}", i, repeats) for i in places]
+        self.remainder = [self._declare_layer(f"remainder_{i}", i, None) for i in range(left)]
+        # Last: Flax counts what was declared before into the random key.
+        shared = shared_parameters(c)
+        self.shared = self._declare("shared", shared) if shared else {}
 
-    def _declare(self, name: str, repeats: int | None) -> dict[str, Array]:
-        parameters = layer_parameters(self.config)
+    def _declare_layer(self, name: str, place: int, repeats: int | None) -> dict[str, Array]:
+        parameters = layer_parameters(self.config, self.config.pattern[place])
         if repeats is not None:
             parameters = {key: p.stacked(repeats) for key, p in parameters.items()}
+        return self._declare(name, parameters)
 
+    def _declare(self, name: str, parameters: dict[str, Parameter]) -> dict[str, Array]:
         def init(key: Array) -> dict:
             keys = jax.random.split(key, len(parameters))
             return {
@@ -285,7 +365,7 @@ class Decoder(nn.Module):
                 activations[name] = value if edit is None else edit(name, index, value)
                 return activations[name]
 
-            x = self._constrain(layer(x, w, positions, spec, c, tap))
+            x = self._constrain(layer(x, {**w, **self.shared}, positions, spec, c, tap))
             return x, {probe.name: probe.measure(activations, weights) for probe in probes}
 
         run_layer = _rematerialised(run_layer, c.remat)

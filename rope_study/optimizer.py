@@ -8,7 +8,7 @@ import optax
 def make_optimizer(
     config: ml_collections.ConfigDict,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW and its learning-rate schedule from `config.train`; norms are not decayed."""
+    """AdamW and its schedule from `config.train`; norms, biases and scales do not decay."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
@@ -27,7 +27,8 @@ def make_optimizer(
 
 
 def _is_matrix(params):
-    """True for weights that decay: all but the norms."""
+    """True for weights that decay: all but norms, biases and scales, which go by their names."""
+    still = ("norm", "bias", "scale")
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any("norm" in str(key) for key in path), params
+        lambda path, _: not any(word in str(key) for key in path for word in still), params
     )

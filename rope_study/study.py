@@ -18,7 +18,7 @@ import ml_collections
 import numpy as np
 import xarray
 
-from rope_study import command, data, encodings, figures, parallel, probes, report, train, workdir
+from rope_study import command, data, figures, parallel, probes, report, train, variants, workdir
 from rope_study import config as config_lib
 from rope_study.decoder import Decoder, fit_layout, parameter_count
 from rope_study.evaluate import Evaluation, evaluate
@@ -46,8 +46,8 @@ def study(config: ml_collections.ConfigDict) -> dict:
     decoders = build_decoders(config, corpus.tokenizer.vocab_size)
     folder = Path(config.workdir)
     workdir.claim(folder, workdir.identity(config, corpus=corpus.fingerprint))
-    outcomes = [run_one(decoder, corpus, config, folder) for decoder in decoders]
-    results = summarise(outcomes, corpus, config, decoders[0])
+    outcomes = [run_one(name, decoder, corpus, config, folder) for name, decoder in decoders]
+    results = summarise(outcomes, corpus, config, decoders[0][1])
     if is_main_process():
         write_outputs(folder, results, outcomes)
         print(table(results["encodings"]))
@@ -55,19 +55,23 @@ def study(config: ml_collections.ConfigDict) -> dict:
     return results
 
 
-def build_decoders(config: ml_collections.ConfigDict, vocab_size: int) -> list[Decoder]:
-    """One decoder per encoding, the same but for that."""
+def build_decoders(config: ml_collections.ConfigDict, vocab_size: int) -> list[tuple[str, Decoder]]:
+    """One decoder per encoding, with its name; the same but for that."""
     base = config_lib.decoder_config(config, vocab_size)
     layout = fit_layout(base, parallel.make_layout(config.mesh))
     layout.check_rows(config.data.batch_size)
-    return [Decoder(base.with_rotary(encodings.parse(e)), layout) for e in config.encodings]
+    named = [variants.apply(base, encoding) for encoding in config.encodings]
+    return [(name, Decoder(changed, layout)) for name, changed in named]
 
 
 def run_one(
-    decoder: Decoder, corpus: data.Corpus, config: ml_collections.ConfigDict, workdir: Path
+    name: str,
+    decoder: Decoder,
+    corpus: data.Corpus,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
 ) -> Outcome:
     """Trains, evaluates and probes one encoding in a folder of its own."""
-    name = encodings.name_of(decoder.config.pattern[0].rotary)
     folder = workdir / folder_name(name)
     params = train.train(decoder, corpus, config, folder, label=name)
     evaluation = evaluate(decoder, params, corpus.held_out_batches(config.evaluate.windows))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ml_collections
 
-from rope_study import encodings
+from rope_study import variants
 from rope_study.errors import UserError
 from rope_study.parallel import is_main_process
 
@@ -24,8 +24,10 @@ def identity(config: ml_collections.ConfigDict, **more) -> dict:
             flat |= {f"{name}.{field}": inner for field, inner in value.items()}
         else:
             flat[name] = value
-    flat["encodings"] = [_spelling(encoding) for encoding in config.encodings]
-    flat["model.rotary"] = _spelling(config.model.rotary)
+    # A setting at "none" is left out: runs from before it existed go on.
+    flat = {name: value for name, value in flat.items() if value != variants.NONE}
+    flat["encodings"] = [variants.name(encoding) for encoding in config.encodings]
+    flat["model.rotary"] = variants.name(config.model.rotary)
     return {name: value for name, value in flat.items() if name not in FREE} | more
 
 
@@ -67,7 +69,3 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _spelling(encoding) -> str:
-    return encodings.name_of(encodings.parse(encoding))

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from rope_study import data, encodings, parallel
+from rope_study import data, encodings, parallel, variants
 from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, fit_layout
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
@@ -37,7 +38,8 @@ def load(
 
     Args:
       path: a run's folder, such as runs/quickstart/rope_theta_10000.
-      rotary: the encoding to run it with instead of the one it was trained with.
+      rotary: what to run it with instead of what it was trained with, in all layers: an encoding,
+        or a variant such as "yarn(factor=4) + log_n(train_length=256)".
       step: which checkpoint; the newest where not given.
       mesh: how to split it over the devices.
 
@@ -45,11 +47,14 @@ def load(
       (decoder, params): `decoder.apply({"params": params}, tokens)` gives (logits, aux).
 
     Raises:
-      UserError: no run at that path, or no such checkpoint in it.
+      UserError: no run at that path, no such checkpoint in it, or `rotary` needs arrays that were
+        not trained.
     """
-    config = read_model(path, rotary)
+    config, trained = read_model(path, rotary), read_model(path)
     layout = fit_layout(config, parallel.make_layout(mesh))
     decoder = Decoder(config, layout)
+    wanted, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
+    _check_trained(wanted, saved, rotary)
     with Manager(Path(path)) as manager:
         step = manager.latest() if step is None else step
         if step not in manager.steps():
@@ -57,8 +62,26 @@ def load(
                 f"no checkpoint of step {step} in {path}: there are"
                 f" {manager.steps() or 'none'}; give step="
             )
-        params = manager.restore(step, {PARAMS: abstract_params(decoder)})[PARAMS]
-    return decoder, params
+        params = manager.restore(step, {PARAMS: saved})[PARAMS]
+    return decoder, _only(params, wanted)
+
+
+def _check_trained(wanted: dict, saved: dict, rotary: Rotary | str | None) -> None:
+    have = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
+        if have.get(path) != leaf.shape:
+            raise UserError(
+                f"rotary={rotary!r} needs {jax.tree_util.keystr(path)} of shape {leaf.shape}, which"
+                " this run did not train; choose one without arrays of its own"
+            )
+
+
+def _only(params: dict, wanted: dict) -> dict:
+    """Without the arrays that the other encoding does not have."""
+    return {
+        name: _only(params[name], value) if isinstance(value, Mapping) else params[name]
+        for name, value in wanted.items()
+    }
 
 
 def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
@@ -133,21 +156,33 @@ def write_model(folder: Path, config: DecoderConfig, tokenizer: data.Tokenizer) 
     if name != "bytes":
         name = shutil.copyfile(tokenizer.name, folder / TOKENIZER_FILE).name
     fields = dataclasses.asdict(config)
-    fields["pattern"] = [
-        {"rotary": encodings.name_of(spec.rotary), "window": spec.window} for spec in config.pattern
-    ]
+    fields["pattern"] = [_write_layer(spec) for spec in config.pattern]
     text = json.dumps({"decoder": fields, "tokenizer": name}, indent=1)
     (folder / MODEL_FILE).write_text(text + "\n")
 
 
 def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> DecoderConfig:
-    """The decoder configuration of a run; `rotary` replaces its encodings."""
+    """The decoder configuration of a run; `rotary` changes all of its layers (see `load`)."""
     fields = _read_json(path)["decoder"]
-    fields["pattern"] = tuple(
-        LayerSpec(encodings.parse(rotary or spec["rotary"]), spec["window"])
-        for spec in fields["pattern"]
-    )
-    return DecoderConfig(**fields)
+    # A user's own function need not be importable where another encoding replaces it.
+    replaced = rotary is not None and variants.sets_rotary(rotary)
+    fields["pattern"] = tuple(_read_layer(layer, replaced) for layer in fields["pattern"])
+    config = DecoderConfig(**fields)
+    return config if rotary is None else variants.apply(config, rotary)[1]
+
+
+def _write_layer(spec: LayerSpec) -> dict:
+    parts = {field: getattr(spec, field) for field in variants.PARTS}
+    names = {field: None if part is None else part.name for field, part in parts.items()}
+    plain = {"rotary": encodings.name_of(spec.rotary), "window": spec.window, "chunk": spec.chunk}
+    return plain | names
+
+
+def _read_layer(layer: dict, replaced: bool) -> LayerSpec:
+    """Runs from before a field existed do not have it."""
+    parts = {field: variants.part(field, layer.get(field)) for field in variants.PARTS}
+    encoding = LayerSpec().rotary if replaced else encodings.parse(layer["rotary"])
+    return LayerSpec(encoding, layer["window"], layer.get("chunk"), **parts)
 
 
 def _read_json(path: str | os.PathLike) -> dict:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import encodings, parallel
+from rope_study import parallel, variants
 from rope_study.decoder import ACTIVATIONS, Decoder, DecoderConfig
 from rope_study.errors import UserError
 
@@ -96,7 +96,7 @@ def run(
 
 def describe(config: DecoderConfig) -> str:
     """One line that names a decoder, for titles."""
-    names = dict.fromkeys(encodings.name_of(spec.rotary) for spec in config.pattern)
+    names = dict.fromkeys(variants.name_of(spec) for spec in config.pattern)
     return f"{config.layers} layers x {config.width}, {' / '.join(names)}"
 
 

@@ -1,0 +1,151 @@
+"""DPE at inference: other positions by frequency group for keys that are far away.
+
+Lu et al., "Effective Length Extrapolation via Dimension-Wise Positional Embeddings Manipulation"
+(2504.18857). The P = head_dim / 2 pairs, fastest first, fall into groups of equal size. Keys closer
+than `window` are read at their true positions; for the others group g turns queries by
+floor(i / s_g) + w - w / s_g and keys by floor(j / s_g), so that a pair never meets a distance it
+was not trained on.
+
+    config = dpe.with_dpe(decoder.config, scales=(1, 2, 8, 16), window=64)
+    logits, _ = Decoder(config, decoder.layout).apply({"params": params}, tokens)
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_study import attention, rotary
+from rope_study.decoder import DecoderConfig
+from rope_study.encodings import name_of
+from rope_study.errors import UserError
+from rope_study.logits import Inputs, LogitFunction
+from rope_study.parameters import Parameter
+
+Array = jax.Array
+
+PAIRS = "dpe_pairs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Dpe(LogitFunction):
+    """The logits of DPE, exactly: standard ones below `window`, grouped ones from there on.
+
+    The authors run two attentions and merge them by their log-sum-exp, which is the same softmax.
+    Of their two codes this is the prefill, with the real number w - w / s; their decoding rounds it
+    down, which is the same where s divides w.
+
+    Attributes:
+      scales: s_g, whole numbers, one a group.
+      window: w, in tokens.
+      selected: True where the parameters say which pairs of which head move (`add_pairs`).
+    """
+
+    kind = "dpe"
+    scales: tuple[int, ...] = ()
+    window: int = 1024
+    selected: bool = False
+
+    def __post_init__(self):
+        if not self.scales or any(not isinstance(s, int) or s < 1 for s in self.scales):
+            raise UserError(f"dpe: scales={self.scales!r} must be whole numbers of at least 1")
+        if not isinstance(self.window, int) or self.window < 1:
+            raise UserError(f"dpe: window={self.window!r} must be a whole number of at least 1")
+
+    @property
+    def name(self) -> str:
+        """Its spelling."""
+        return f"dpe(scales={self.scales}, window={self.window}, selected={self.selected})"
+
+    def parameters(self, config) -> dict[str, Parameter]:
+        """dpe_pairs [N, P], 1 where the pair moves; not trained."""
+        shape = (config.heads, config.head_dim // 2)
+        return {PAIRS: Parameter(shape, ("heads", None), constant=1.0)} if self.selected else {}
+
+    def __call__(self, logits, mask, inputs: Inputs):
+        """f32[B, N, T, T]."""
+        q, k, encoding = inputs.q, inputs.k, inputs.rotary
+        frequencies = encoding.inverse_frequencies(q.shape[-1])
+        for_q, for_k = grouped_phases(inputs.positions, frequencies, self.scales, self.window)
+        for_q, for_k = for_q[..., None, :], for_k[..., None, :]  # one axis for the heads
+        if self.selected:
+            k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+            standard = rotary.phases(inputs.positions, frequencies)[..., None, :]
+            moves = inputs.w[PAIRS] > 0
+            for_q, for_k = (jnp.where(moves, far, standard) for far in (for_q, for_k))
+        far = attention.logits(_turn(q, for_q, encoding), _turn(k, for_k, encoding))
+        return jnp.where(inputs.distance < self.window, logits, far)
+
+
+def grouped_phases(
+    positions: Array, frequencies: np.ndarray, scales: tuple[int, ...], window: int
+) -> tuple[Array, Array]:
+    """Angles f32[B or 1, T, P] of queries and of keys for int[B or 1, T] and float64[P]."""
+    if len(frequencies) % len(scales):
+        raise UserError(
+            f"dpe: {len(frequencies)} pairs do not divide into {len(scales)} groups; give"
+            " another number of scales"
+        )
+    for_q, for_k = [], []
+    for scale, group in zip(scales, np.split(frequencies, len(scales)), strict=True):
+        angles = rotary.phases(positions // scale, group)
+        # On the host in float64: the offset w - w / s need not be a whole number.
+        offset = np.mod((window - window / scale) * group, 2 * np.pi)
+        for_k.append(angles)
+        for_q.append(angles + offset.astype(np.float32))
+    return jnp.concatenate(for_q, axis=-1), jnp.concatenate(for_k, axis=-1)
+
+
+def with_dpe(
+    config: DecoderConfig, scales: tuple[int, ...], window: int = 1024, selected: bool = False
+) -> DecoderConfig:
+    """The decoder with DPE in all of its layers, on the reference backend; for inference.
+
+    Raises:
+      UserError: a layer's encoding is a function of the user's own, or the layer already has a
+        logit function.
+    """
+    for spec in config.pattern:
+        if not isinstance(spec.rotary, rotary.Encoding):
+            raise UserError(f"dpe needs frequencies, which {name_of(spec.rotary)} does not name")
+        if spec.logits is not None:
+            raise UserError(f"dpe cannot be joined with {spec.logits.name}")
+    part = Dpe(tuple(scales), window, selected)
+    return dataclasses.replace(config, attention="reference").with_layers(logits=part)
+
+
+def key_pairs(q_norms: np.ndarray, k_norms: np.ndarray, count: int) -> np.ndarray:
+    """bool[L, N, P], the `count` pairs of every layer and head with the largest |q| |k|.
+
+    Args:
+      q_norms: mean norms of query pairs [L, N, P], as the frequency_usage probe gives them.
+      k_norms: mean norms of key pairs [L, K, P].
+      count: how many pairs move (48 of 64 in the paper).
+    """
+    scores = q_norms * np.repeat(k_norms, q_norms.shape[1] // k_norms.shape[1], axis=1)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, order[..., :count], True, axis=-1)
+    return chosen
+
+
+def add_pairs(params: dict, config: DecoderConfig, pairs: np.ndarray) -> dict:
+    """The parameters with which pairs move, bool[L, N, P]; for with_dpe(..., selected=True)."""
+    pairs = np.asarray(pairs, np.float32)
+    period = len(config.pattern)
+    whole = config.layers // period * period
+    params = dict(params)
+    for i in range(period if whole else 0):
+        params[f"pattern_{i}"] = {**params[f"pattern_{i}"], PAIRS: pairs[i:whole:period]}
+    for i in range(config.layers - whole):
+        params[f"remainder_{i}"] = {**params[f"remainder_{i}"], PAIRS: pairs[whole + i]}
+    return params
+
+
+def _turn(x: Array, angles: Array, encoding: rotary.Encoding) -> Array:
+    """Turns every pair of x[B, T, N, H] by its angle, broadcastable to [B, T, N, P]."""
+    cos = jnp.cos(angles) * encoding.attention_factor
+    sin = jnp.sin(angles) * encoding.attention_factor
+    first, second = rotary.pairs(x.astype(jnp.float32))
+    return rotary.unpairs(first * cos - second * sin, second * cos + first * sin).astype(x.dtype)
