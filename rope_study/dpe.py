@@ -53,11 +53,6 @@ class Dpe(LogitFunction):
         if not isinstance(self.window, int) or self.window < 1:
             raise UserError(f"dpe: window={self.window!r} must be a whole number of at least 1")
 
-    @property
-    def name(self) -> str:
-        """Its spelling."""
-        return f"dpe(scales={self.scales}, window={self.window}, selected={self.selected})"
-
     def parameters(self, config) -> dict[str, Parameter]:
         """dpe_pairs [N, P], 1 where the pair moves; not trained."""
         shape = (config.heads, config.head_dim // 2)
@@ -103,11 +98,11 @@ def with_dpe(
     """The decoder with DPE in all of its layers, on the reference backend; for inference.
 
     Raises:
-      UserError: a layer's encoding is a function of the user's own, or the layer already has a
+      UserError: a layer's encoding is no plain vector of frequencies, or the layer already has a
         logit function.
     """
     for spec in config.pattern:
-        if not isinstance(spec.rotary, rotary.Encoding):
+        if type(spec.rotary) is not rotary.Encoding:
             raise UserError(f"dpe needs frequencies, which {name_of(spec.rotary)} does not name")
         if spec.logits is not None:
             raise UserError(f"dpe cannot be joined with {spec.logits.name}")
@@ -145,7 +140,5 @@ def add_pairs(params: dict, config: DecoderConfig, pairs: np.ndarray) -> dict:
 
 def _turn(x: Array, angles: Array, encoding: rotary.Encoding) -> Array:
     """Turns every pair of x[B, T, N, H] by its angle, broadcastable to [B, T, N, P]."""
-    cos = jnp.cos(angles) * encoding.attention_factor
-    sin = jnp.sin(angles) * encoding.attention_factor
-    first, second = rotary.pairs(x.astype(jnp.float32))
-    return rotary.unpairs(first * cos - second * sin, second * cos + first * sin).astype(x.dtype)
+    scale = rotary.pair_scale(encoding.inverse_frequencies(x.shape[-1]), encoding.attention_factor)
+    return rotary.turn(x, jnp.cos(angles) * scale, jnp.sin(angles) * scale)

@@ -7,14 +7,12 @@ A spelling is a name, `rope`, or a call with literal arguments, `p_rope(p=0.5, t
 
 import dataclasses
 import importlib
-import inspect
 import math
-import re
 from collections.abc import Callable
 
 import numpy as np
 
-from rope_study import attention, fope, frequencies, learned, rotary
+from rope_study import fope, frequencies, learned, rotary
 from rope_study.errors import UserError
 from rope_study.frequencies import check_at_least
 from rope_study.spelling import call
@@ -160,54 +158,8 @@ def p_star(context: float, theta: float) -> float:
     return math.log(context / (2 * math.pi)) / math.log(theta)
 
 
-# --- the list ---------------------------------------------------------------------------------
-
-
-def listing() -> str:
-    """Every encoding with what it takes and what its docstring says."""
-    return "\n\n".join(_entry(function) for function in ENCODINGS.values())
-
-
-def _entry(function: Callable[..., rotary.Encoding]) -> str:
-    signature = inspect.signature(function)
-    about = documentation(function)
-    takes = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
-    lines = [f"{function.__name__}({takes})", f"  {about.summary}"]
-    lines += [f"  formula: {about.formula}", f"  source: {about.source}"]
-    lines += [f"  {name}: {text}" for name, text in about.parameters.items()]
-    relative = "yes" if signature.return_annotation.relative else "no"
-    # Encodings turn q and k before attention sees them, so every backend runs every one.
-    lines.append(f"  relative: {relative}; attention: {', '.join(attention.BACKENDS)}")
-    return "\n".join(lines)
-
-
-@dataclasses.dataclass(frozen=True)
-class Documentation:
-    """The parts of an encoding's docstring, each on one line."""
-
-    summary: str
-    formula: str
-    source: str
-    parameters: dict[str, str]
-
-
-def documentation(function: Callable) -> Documentation:
-    """Reads a docstring: its first line, "Formula: ", "Source: " and "Args:"."""
-    text = inspect.getdoc(function) or ""
-
-    def section(name: str) -> str:
-        found = re.search(rf"^{name}: (.*(?:\n  .*)*)", text, re.MULTILINE)
-        return " ".join(found[1].split()) if found else ""
-
-    args = re.search(r"^Args:\n((?:  .*\n?)*)", text, re.MULTILINE)
-    parameters = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", args[1] if args else "", re.MULTILINE)
-    return Documentation(
-        summary=text.partition("\n")[0],
-        formula=section("Formula"),
-        source=section("Source"),
-        parameters={name: " ".join(words.split()) for name, words in parameters},
-    )
-
-
 if __name__ == "__main__":
+    # Imported late: the listing also covers what is built from encodings.
+    from rope_study.listing import listing
+
     print(listing())

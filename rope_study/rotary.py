@@ -244,12 +244,16 @@ def rotate(
       inverse_frequencies: float64[H/2], radians per token, known at trace time.
       attention_factor: multiplies cos and sin of the pairs that turn.
     """
-    turning = inverse_frequencies != 0
-    if not turning.any():
+    if not inverse_frequencies.any():
         return x
     angles = phases(positions, inverse_frequencies)[..., None, :]
-    scale = np.where(turning, attention_factor, 1.0).astype(np.float32)
+    scale = pair_scale(inverse_frequencies, attention_factor)
     return turn(x, jnp.cos(angles) * scale, jnp.sin(angles) * scale)
+
+
+def pair_scale(inverse_frequencies: np.ndarray, attention_factor: float) -> np.ndarray:
+    """f32[H/2]: the attention factor for pairs that turn, 1 for those that stand still."""
+    return np.where(inverse_frequencies != 0, attention_factor, 1.0).astype(np.float32)
 
 
 def turn(x: Array, cos: Array, sin: Array) -> Array:

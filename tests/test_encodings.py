@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import attention, encodings, frequencies, rotary
+from rope_study import attention, encodings, frequencies, listing, rotary, variants
 from rope_study.encodings import describe, parse
 from rope_study.errors import UserError
 from rope_study.fope import fope
@@ -546,15 +546,15 @@ def test_spellings_are_strict():
 
 @pytest.mark.parametrize("function", encodings.ENCODINGS.values(), ids=lambda f: f.__name__)
 def test_every_encoding_documents_formula_source_and_parameters(function):
-    about = encodings.documentation(function)
+    about = listing.documentation(function)
     assert about.summary and about.formula and re.search(r"\d{4}|nanogpt|Gemma", about.source)
     assert list(about.parameters) == list(inspect.signature(function).parameters)
-    entry = encodings._entry(function)
+    entry = listing.entry("rotary", function.__name__, function)
     backends = ", ".join(attention.BACKENDS)
     for part in (about.formula, about.source, *about.parameters.values(), backends):
         assert part in entry
     made = next(e for e in EXAMPLES if e.partition("(")[0] == function.__name__)
-    assert f"relative: {'yes' if parse(made).relative else 'no'};" in entry
+    assert f"relative: {'yes' if parse(made).relative else 'no'}\n" in entry
 
 
 def test_the_module_lists_all_encodings():
@@ -562,8 +562,11 @@ def test_the_module_lists_all_encodings():
         [sys.executable, "-m", "rope_study.encodings"], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    for name in encodings.ENCODINGS:
-        assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
+    for table in variants.TABLES.values():
+        for name in table:
+            assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
+    for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
+        assert re.search(rf"^{name}\((.*\n  )*attention: {backends}$", done.stdout, re.MULTILINE)
     assert "p_rope(p=0.75, theta=10000.0)" in done.stdout
 
 
@@ -580,7 +583,7 @@ def test_adding_an_encoding_is_what_the_documentation_says(monkeypatch):
     np.testing.assert_allclose(wavelengths, np.round(wavelengths), rtol=1e-12)
     np.testing.assert_allclose(wavelengths[[0, -1]], [6, round(2 * np.pi * 5e5 ** (62 / 64))])
     assert parse(encoding.name) == encoding and largest_change_by_shift(encoding) < 4e-5
-    assert "whole number of tokens" in encodings.listing()
+    assert "whole number of tokens" in listing.listing()
     with pytest.raises(UserError, match="Did you mean 'resonance_rope'"):
         parse("resonace_rope")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from examples import ENCODINGS
 
 from rope_study import attention, dpe, logits, norm, presets, query, rotary, variants
 from rope_study.decoder import Decoder, layer_parameters, shared_parameters
@@ -372,6 +374,7 @@ def test_dpe_refuses_what_it_cannot_do():
 
 TINY = dataclasses.replace(presets.tiny(), layers=2)
 VARIANTS = (
+    *ENCODINGS.values(),
     "rope + log_n()",
     "rope + ss_max()",
     "rope + llama4_temperature(floor=8)",
@@ -387,6 +390,12 @@ VARIANTS = (
     "rope + soft_cap()",
     "irope(chunk=5, floor=8)",
 )
+
+
+def test_every_name_is_trained_here():
+    trained = {re.match(r"\w+", term)[0] for v in VARIANTS for term in v.split(" + ")}
+    for field in ("rotary", *variants.PARTS):
+        assert set(variants.TABLES[field]) <= trained
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from examples import ENCODINGS
 
 from rope_study import config as config_lib
 from rope_study import encodings, logits, norm, patterns, presets, query, rotary, variants, workdir
@@ -46,11 +47,12 @@ def test_an_encoding_object_or_function_is_a_variant():
 @pytest.mark.parametrize("table", variants.TABLES)
 def test_every_name_reads_back(table):
     for name, make in variants.TABLES[table].items():
-        value = make()
+        spelling = ENCODINGS[name] if table == "rotary" else name
         if table in variants.PARTS:
-            assert variants.part(table, value.name) == value and hash(value) == hash(make())
-        assert variants.name(name)
-        assert variants.apply(TINY, name)[1].pattern
+            assert variants.part(table, make().name) == make() and hash(make()) == hash(make())
+        canonical, config = variants.apply(TINY, spelling)
+        assert variants.name(spelling) == canonical
+        assert variants.apply(TINY, canonical) == (canonical, config)
 
 
 @pytest.mark.parametrize(
