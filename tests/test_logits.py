@@ -208,6 +208,19 @@ def test_tra_equals_its_float64_statement(arrays):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
+def test_sums_of_steps_keep_their_digits_over_long_contexts():
+    """Nearby differences of a total of thousands, under jit as in training."""
+    steps = -jax.nn.softplus(jax.random.normal(jax.random.key(0), (1, 1, 4096)))
+    total = np.cumsum(np.asarray(steps, np.float64), axis=-1)
+    expected = total[..., :, None] - total[..., None, :]
+    got = np.asarray(jax.jit(logits.summed_bias)(steps))
+    i, j = np.indices((4096, 4096))
+    near = (j <= i) & (i - j < 32)
+    assert total.min() < -3000
+    np.testing.assert_allclose(got[..., near], expected[..., near], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got[..., j < i], expected[..., j < i], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "heads, above",
     [(8, []), (12, [0.5, 1.5, 2.5, 3.5]), (16, None), (20, [0.25, 0.75, 1.25, 1.75])],
