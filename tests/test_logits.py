@@ -55,22 +55,33 @@ def got_weights(part, arrays, w, window=None, rotary_=NOPE):
     return attention.probabilities(q, k, window, weigh=weigh)
 
 
+def got_logits(part, arrays, w):
+    """The logits before the softmax, with NoPE: f32[B, N, T, T]."""
+    positions = jnp.arange(T)[None]
+    inputs = logits.Inputs(positions, arrays["x"], arrays["q"], arrays["k"], NOPE, w)
+    plain = attention.logits(arrays["q"], arrays["k"])
+    return part(plain, attention.causal_mask(T), inputs)
+
+
 def float64(tree):
     return {name: np.asarray(value, np.float64) for name, value in tree.items()}
 
 
-def softmax_of(changed_logit, arrays, window=None):
-    """float64[B, N, T, T]: the softmax over j of changed_logit(logit, b, h, i, j)."""
+def stated_logits(changed_logit, arrays, window=None):
+    """float64[B, N, T, T]: changed_logit(logit, b, h, i, j), -inf where i does not read j."""
     q, k = np.asarray(arrays["q"], np.float64), np.asarray(arrays["k"], np.float64)
-    weights = np.zeros((B, N, T, T))
+    stated = np.full((B, N, T, T), -np.inf)
     for b, h, i in np.ndindex(B, N, T):
-        low = 0 if window is None else max(0, i - window + 1)
-        row = [
-            changed_logit(q[b, i, h] @ k[b, j, h // 2] / math.sqrt(H), b, h, i, j)
-            for j in range(low, i + 1)
-        ]
-        weights[b, h, i, low : i + 1] = np.exp(row) / np.sum(np.exp(row))
-    return weights
+        for j in range(0 if window is None else max(0, i - window + 1), i + 1):
+            logit = q[b, i, h] @ k[b, j, h // 2] / math.sqrt(H)
+            stated[b, h, i, j] = changed_logit(logit, b, h, i, j)
+    return stated
+
+
+def softmax_of(changed_logit, arrays, window=None):
+    """float64[B, N, T, T]: the softmax over j."""
+    weights = np.exp(stated_logits(changed_logit, arrays, window))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 # --- float64 statements of the formulas -------------------------------------------------------
@@ -157,10 +168,16 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_logit_function_equals_its_float64_statement(name, arrays):
+    """Both the logits and the weights that come of them."""
     part, state = FUNCTIONS[name]
     w = random_weights(part)
-    expected = softmax_of(state(arrays, float64(w)), arrays)
-    np.testing.assert_allclose(got_weights(part, arrays, w), expected, rtol=0, atol=1e-5)
+    changed = state(arrays, float64(w))
+    logit, weights = got_logits(part, arrays, w), got_weights(part, arrays, w)
+    stated = stated_logits(changed, arrays)
+    reads = np.isfinite(stated)
+    assert reads.sum() == B * N * T * (T + 1) / 2
+    np.testing.assert_allclose(np.asarray(logit)[reads], stated[reads], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(weights, softmax_of(changed, arrays), rtol=0, atol=1e-5)
 
 
 def test_cope_counts_no_gate_outside_the_window(arrays):
@@ -191,6 +208,19 @@ def test_tra_equals_its_float64_statement(arrays):
             expected[b, h, i, kept] = np.exp(row) / np.sum(np.exp(row))
     assert (expected.sum(axis=-1) == 0).any(), "the case must have an empty row"
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_sums_of_steps_keep_their_digits_over_long_contexts():
+    """Nearby differences of a total of thousands, under jit as in training."""
+    steps = -jax.nn.softplus(jax.random.normal(jax.random.key(0), (1, 1, 4096)))
+    total = np.cumsum(np.asarray(steps, np.float64), axis=-1)
+    expected = total[..., :, None] - total[..., None, :]
+    got = np.asarray(jax.jit(logits.summed_bias)(steps))
+    i, j = np.indices((4096, 4096))
+    near = (j <= i) & (i - j < 32)
+    assert total.min() < -3000
+    np.testing.assert_allclose(got[..., near], expected[..., near], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(got[..., j < i], expected[..., j < i], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
