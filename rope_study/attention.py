@@ -4,6 +4,7 @@ B batch, T queries, S keys, N query heads, K key/value heads, H head_dim. Query 
 key/value head n // (N / K): N = K is multi-head, K = 1 multi-query, between them grouped-query.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,18 +16,29 @@ Array = jax.Array
 
 BACKENDS = ("reference", "cudnn")
 
-# (logits f32[B, N, T, T], mask bool[T, T]) -> attention weights f32[B, N, T, T]: what may stand in
-# place of the masked softmax (see rope_study.logits).
-Weigh = Callable[[Array, Array], Array]
+# The reference holds logits of all queries up to this many, and of so many at a time beyond.
+LONG, QUERY_BLOCK = 2048, 512
+
+# (logits f32[B, N, t, S], mask bool[t, S], queries int[t]) -> attention weights f32[B, N, t, S]:
+# what may stand in place of the masked softmax (see rope_study.logits). `queries` says which of
+# the T queries these are.
+Weigh = Callable[[Array, Array, Array], Array]
 
 
-def causal_mask(length: int, window: int | None = None, chunk: int | None = None) -> Array:
-    """bool[T, T], True where query row t may read key column s.
+def causal_mask(
+    rows: Array | int, keys: int | None = None, window: int | None = None, chunk: int | None = None
+) -> Array:
+    """bool[T, S], True where the query at place t may read the key at place s.
 
     That is s <= t; with a window, also t - s < window; with a chunk, also t // chunk == s // chunk:
     a query reads its own chunk only, so the first of a chunk reads nothing but itself (Llama 4).
+
+    Args:
+      rows: the places of the queries among the keys, int[T]; a number T stands for 0..T-1.
+      keys: S; as many as there are queries where not given.
     """
-    t, s = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    t = jnp.arange(rows) if isinstance(rows, int) else rows
+    t, s = t[:, None], jnp.arange(t.shape[0] if keys is None else keys)[None, :]
     allowed = t >= s
     if window is not None:
         allowed &= t - s < window
@@ -41,44 +53,47 @@ def probabilities(
     window: int | None = None,
     chunk: int | None = None,
     weigh: Weigh | None = None,
+    rows: Array | None = None,
+    queries: Array | None = None,
 ) -> Array:
-    """Attention weights f32[B, N, T, T] of rotated q[B, T, N, H], k[B, T, K, H]."""
-    B, T, N, _ = q.shape
-    return _grouped_probabilities(q, k, window, chunk, weigh).reshape(B, N, T, T)
+    """Attention weights f32[B, N, T, S] of rotated q[B, T, N, H], k[B, S, K, H].
 
-
-def _grouped_probabilities(
-    q: Array, k: Array, window: int | None, chunk: int | None, weigh: Weigh | None
-) -> Array:
-    """f32[B, K, G * T, T], the G = N / K heads of a group one below the other."""
-    B, T, N, _ = q.shape
-    scaled = _grouped_logits(q, k)
-    mask = causal_mask(T, window, chunk)
+    Args:
+      window, chunk, weigh: as in `attend`.
+      rows: int[T], the places of the queries among the keys; 0..T-1 where not given.
+      queries: int[T], what `weigh` is told of the queries; 0..T-1 where not given.
+    """
+    T = q.shape[1]
+    rows = jnp.arange(T) if rows is None else rows
+    mask = causal_mask(rows, k.shape[1], window, chunk)
+    scaled = logits(q, k)
     if weigh is not None:
-        return weigh(scaled.reshape(B, N, T, T), mask).reshape(scaled.shape)
-    mask = jnp.tile(mask, (N // k.shape[2], 1))
+        return weigh(scaled, mask, jnp.arange(T) if queries is None else queries)
     return jax.nn.softmax(jnp.where(mask, scaled, -jnp.inf), axis=-1)
 
 
 def logits(q: Array, k: Array) -> Array:
-    """q.k / sqrt(H) of every query and key, unmasked: f32[B, N, T, T]."""
-    B, T, N, _ = q.shape
-    return _grouped_logits(q, k).reshape(B, N, T, T)
+    """q.k / sqrt(H) of every query and key, unmasked: f32[B, N, T, S].
 
-
-def _grouped_logits(q: Array, k: Array) -> Array:
-    """f32[B, K, G * T, T], as in `_grouped_probabilities`.
-
-    One plain matrix product a key head: twice as fast on a CPU as leaving G an axis of its own.
+    One plain matrix product a key head, its group of G = N / K query heads one below the other:
+    twice as fast on a CPU as leaving G an axis of its own.
     """
     B, T, N, H = q.shape
     K = k.shape[2]
     q = q.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)
-    k = k.transpose(0, 2, 3, 1)
     product = jnp.matmul(
-        q, k, preferred_element_type=jnp.float32, precision=precision(q.dtype)
-    )  # fmt: skip
-    return product * H**-0.5
+        q, k.transpose(0, 2, 3, 1), preferred_element_type=jnp.float32, precision=precision(q.dtype)
+    )
+    return (product * H**-0.5).reshape(B, N, T, k.shape[1])
+
+
+def mix(weights: Array, v: Array) -> Array:
+    """Sums of v[B, S, K, H] by weights [B, N, T, S] in v's dtype: [B, T, N, H]."""
+    B, N, T, S = weights.shape
+    K = v.shape[2]
+    grouped = weights.astype(v.dtype).reshape(B, K, -1, S)
+    mixed = jnp.matmul(grouped, v.transpose(0, 2, 1, 3), precision=precision(v.dtype))
+    return mixed.reshape(B, N, T, -1).transpose(0, 2, 1, 3)
 
 
 def attend(
@@ -89,8 +104,9 @@ def attend(
     backend: str = "reference",
     chunk: int | None = None,
     weigh: Weigh | None = None,
+    rows: Array | None = None,
 ) -> Array:
-    """Mixes values by causal attention: rotated q[B,T,N,H], k and v[B,T,K,H] -> [B,T,N,H].
+    """Mixes values by causal attention: rotated q[B,T,N,H], k and v[B,S,K,H] -> [B,T,N,H].
 
     Args:
       q, k, v: in the compute dtype; logits and softmax are f32.
@@ -98,11 +114,12 @@ def attend(
       backend: "reference" (any device) or "cudnn" (NVIDIA, bf16).
       chunk: a query reads keys of its own chunk only; reference backend.
       weigh: stands in place of the masked softmax; reference backend.
+      rows: int[T], the places of the queries among the keys; 0..T-1 where not given; reference.
     """
     if backend == "cudnn":
-        if chunk is not None or weigh is not None:
+        if chunk is not None or weigh is not None or rows is not None:
             raise UserError(
-                "the cudnn backend has no chunks and no logit functions;"
+                "the cudnn backend has no chunks, no logit functions and no cached keys;"
                 " set config.model.attention='reference'"
             )
         local = None if window is None else (window - 1, 0)
@@ -114,10 +131,34 @@ def attend(
             f"attention backend {backend!r} is not one of {', '.join(BACKENDS)};"
             " set config.model.attention"
         )
-    B, T, N, H = q.shape
-    weights = _grouped_probabilities(q, k, window, chunk, weigh).astype(v.dtype)
-    mixed = jnp.matmul(weights, v.transpose(0, 2, 1, 3), precision=precision(v.dtype))
-    return mixed.reshape(B, N, T, H).transpose(0, 2, 1, 3)
+    rows = jnp.arange(q.shape[1]) if rows is None else rows
+
+    def some(q: Array, rows: Array, queries: Array) -> Array:
+        return mix(probabilities(q, k, window, chunk, weigh, rows, queries), v)
+
+    return over_queries(some, q, rows)
+
+
+def over_queries(function: Callable, q: Array, rows: Array) -> Array:
+    """function(q[B, t, N, H], rows[t], queries[t]) -> [B, t, ...] for all T queries.
+
+    All at once where they are few, block by block where T is long, so that memory grows with T
+    and not with its square; the backward pass goes through a block again.
+    """
+    T = q.shape[1]
+    queries = jnp.arange(T)
+    if T <= LONG:
+        return function(q, rows, queries)
+    # The last block is filled up with the last query.
+    blocks = jnp.minimum(jnp.arange(-(-T // QUERY_BLOCK) * QUERY_BLOCK), T - 1)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(queries: Array) -> Array:
+        return function(jnp.take(q, queries, axis=1), rows[queries], queries)
+
+    found = jax.lax.map(block, blocks.reshape(-1, QUERY_BLOCK))  # [blocks, B, block, ...]
+    found = jnp.moveaxis(found, 0, 1)
+    return found.reshape(found.shape[0], -1, *found.shape[3:])[:, :T]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

@@ -7,7 +7,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from rope_study import encodings, presets, variants
-from rope_study.decoder import DecoderConfig
+from rope_study.architecture import DecoderConfig
 from rope_study.errors import UserError
 
 ROTARY = "rope"
@@ -40,9 +40,12 @@ def default() -> ml_collections.ConfigDict:
     model.logits = variants.NONE  # "alibi()"
     for field in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):
         model[field] = config_dict.placeholder(int)
-    for field in ("compute_dtype", "attention", "remat"):
+    for field in ("compute_dtype", "attention", "remat", "activation"):
         model[field] = config_dict.placeholder(str)
-    model.scan = config_dict.placeholder(bool)
+    for field in ("scan", "post_norms", "tied", "scale_embedding"):
+        model[field] = config_dict.placeholder(bool)
+    for field in ("norm_offset", "final_cap"):
+        model[field] = config_dict.placeholder(float)
 
     config.train = train = ml_collections.ConfigDict()
     train.steps = 1000

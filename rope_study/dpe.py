@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import attention, rotary
-from rope_study.decoder import DecoderConfig
+from rope_study.architecture import DecoderConfig
 from rope_study.encodings import name_of
 from rope_study.errors import UserError
 from rope_study.logits import Inputs, LogitFunction
@@ -58,38 +58,50 @@ class Dpe(LogitFunction):
         shape = (config.heads, config.head_dim // 2)
         return {PAIRS: Parameter(shape, ("heads", None), constant=1.0)} if self.selected else {}
 
+    def keep(self, k, x, w):
+        """Every key before rotation [B, T, K, H]."""
+        return {"before_rotation": k}
+
     def __call__(self, logits, mask, inputs: Inputs):
-        """f32[B, N, T, T]."""
-        q, k, encoding = inputs.q, inputs.k, inputs.rotary
+        """f32[B, N, T, S]."""
+        q, k, encoding = inputs.q, inputs.keys["before_rotation"], inputs.rotary
         frequencies = encoding.inverse_frequencies(q.shape[-1])
-        for_q, for_k = grouped_phases(inputs.positions, frequencies, self.scales, self.window)
-        for_q, for_k = for_q[..., None, :], for_k[..., None, :]  # one axis for the heads
+        key_positions = inputs.keys["positions"]
+        groups = frequencies, self.scales, self.window
+        for_q = grouped_phases(inputs.positions, *groups, of_queries=True)[..., None, :]
+        for_k = grouped_phases(key_positions, *groups, of_queries=False)[..., None, :]
         if self.selected:
             k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-            standard = rotary.phases(inputs.positions, frequencies)[..., None, :]
             moves = inputs.w[PAIRS] > 0
-            for_q, for_k = (jnp.where(moves, far, standard) for far in (for_q, for_k))
+            standard = lambda positions: rotary.phases(positions, frequencies)[..., None, :]  # noqa: E731
+            for_q = jnp.where(moves, for_q, standard(inputs.positions))
+            for_k = jnp.where(moves, for_k, standard(key_positions))
         far = attention.logits(_turn(q, for_q, encoding), _turn(k, for_k, encoding))
         return jnp.where(inputs.distance < self.window, logits, far)
 
 
 def grouped_phases(
-    positions: Array, frequencies: np.ndarray, scales: tuple[int, ...], window: int
-) -> tuple[Array, Array]:
-    """Angles f32[B or 1, T, P] of queries and of keys for int[B or 1, T] and float64[P]."""
+    positions: Array,
+    frequencies: np.ndarray,
+    scales: tuple[int, ...],
+    window: int,
+    of_queries: bool,
+) -> Array:
+    """Angles f32[B or 1, T, P] of queries or of keys for int[B or 1, T] and float64[P]."""
     if len(frequencies) % len(scales):
         raise UserError(
             f"dpe: {len(frequencies)} pairs do not divide into {len(scales)} groups; give"
             " another number of scales"
         )
-    for_q, for_k = [], []
+    found = []
     for scale, group in zip(scales, np.split(frequencies, len(scales)), strict=True):
         angles = rotary.phases(positions // scale, group)
-        # On the host in float64: the offset w - w / s need not be a whole number.
-        offset = np.mod((window - window / scale) * group, 2 * np.pi)
-        for_k.append(angles)
-        for_q.append(angles + offset.astype(np.float32))
-    return jnp.concatenate(for_q, axis=-1), jnp.concatenate(for_k, axis=-1)
+        if of_queries:
+            # On the host in float64: the offset w - w / s need not be a whole number.
+            offset = np.mod((window - window / scale) * group, 2 * np.pi)
+            angles = angles + offset.astype(np.float32)
+        found.append(angles)
+    return jnp.concatenate(found, axis=-1)
 
 
 def with_dpe(

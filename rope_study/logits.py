@@ -22,13 +22,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What a logit function may read besides the logits.
+    """What a logit function may read besides the logits; S keys, T queries at the end of them.
 
     Attributes:
-      positions: int[B or 1, T].
-      x: the normed layer input [B, T, D].
+      positions: of the queries, int[B or 1, T].
+      x: the normed layer input of the queries [B, T, D].
       q: queries before rotation [B, T, N, H], normalised and scaled where the layer does so.
-      k: keys before rotation [B, T, K, H].
+      rows: the places of the queries among the keys, int[T].
+      keys: of every key its "positions" int[B or 1, S] and what the function's `keep` gave.
       rotary: the layer's encoding.
       w: the layer's arrays.
     """
@@ -36,29 +37,51 @@ class Inputs:
     positions: Array
     x: Array
     q: Array
-    k: Array
+    rows: Array
+    keys: Mapping[str, Array]
     rotary: Rotary
     w: Mapping[str, Array]
 
+    def of(self, queries: Array) -> "Inputs":
+        """The same for some of the queries, int[t]."""
+        take = lambda a: jnp.take(a, queries, axis=1)  # noqa: E731
+        return dataclasses.replace(
+            self,
+            positions=take(self.positions),
+            x=take(self.x),
+            q=take(self.q),
+            rows=self.rows[queries],
+        )
+
     @property
     def distance(self) -> Array:
-        """i - j, int[B or 1, 1, T, T]; 0 for keys after the query, so that every log is finite.
+        """i - j, int[B or 1, 1, T, S]; 0 for keys after the query, so that every log is finite.
 
         A NaN under the mask would still reach the gradients.
         """
-        apart = self.positions[:, :, None] - self.positions[:, None, :]
+        apart = self.positions[:, :, None] - self.keys["positions"][:, None, :]
         return jnp.maximum(apart, 0)[:, None]
 
 
 class LogitFunction(Part):
     """Base class: a subclass changes the logits, or (TRA) takes the whole softmax over."""
 
+    def keep(self, k: Array, x: Array, w: Mapping[str, Array]) -> dict[str, Array]:
+        """What it must know of every key, [B, T, ...]; a cache keeps it with the key.
+
+        Args:
+          k: keys before rotation [B, T, K, H].
+          x: the normed layer input [B, T, D].
+          w: the layer's arrays.
+        """
+        return {}
+
     def __call__(self, logits: Array, mask: Array, inputs: Inputs) -> Array:
-        """Logits f32[B, N, T, T], mask bool[T, T] -> the logits that go into the softmax."""
+        """Logits f32[B, N, T, S], mask bool[T, S] -> the logits that go into the softmax."""
         raise NotImplementedError
 
     def weights(self, logits: Array, mask: Array, inputs: Inputs) -> Array:
-        """Attention weights f32[B, N, T, T], 0 where the mask is False."""
+        """Attention weights f32[B, N, T, S], 0 where the mask is False."""
         return jax.nn.softmax(jnp.where(mask, self(logits, mask, inputs), -jnp.inf), axis=-1)
 
 
@@ -86,7 +109,7 @@ class Alibi(LogitFunction):
     kind = "alibi"
 
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
+        """f32[B, N, T, S]."""
         slopes = alibi_slopes(logits.shape[1]).astype(np.float32)
         return logits - slopes[:, None, None] * inputs.distance
 
@@ -131,7 +154,7 @@ class T5Bias(LogitFunction):
         return {"t5_bias": Parameter(shape, (None, "heads"), config.width)}
 
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
+        """f32[B, N, T, S]."""
         buckets = jnp.asarray(t5_buckets(self.buckets, self.max_distance))
         found = buckets[jnp.minimum(inputs.distance[:, 0], self.max_distance)]
         return logits + jnp.moveaxis(inputs.w["t5_bias"][found], -1, 1)
@@ -155,7 +178,7 @@ class ScaleInvariant(LogitFunction):
             raise UserError(f"scale_invariant: tau={self.tau} must be positive")
 
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
+        """f32[B, N, T, S]."""
         log = jnp.log1p(inputs.distance.astype(jnp.float32) / self.tau)
         return jnp.sqrt(1 + 2 * log) * logits - 2 * log
 
@@ -173,7 +196,7 @@ class SoftCap(LogitFunction):
             raise UserError(f"soft_cap: cap={self.cap} must be positive")
 
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
+        """f32[B, N, T, S]."""
         return self.cap * jnp.tanh(logits / self.cap)
 
 
@@ -181,11 +204,11 @@ class SoftCap(LogitFunction):
 
 
 def _gates(x: Array, weight: Array, bias: Array) -> Array:
-    """x W + b in f32: x[B, T, D], weight [D, N], bias [N] -> [B, N, T]."""
+    """x W + b in f32: x[B, T, D], weight [D, N], bias [N] -> [B, T, N]."""
     product = jnp.einsum(
-        "btd,dn->bnt", x.astype(jnp.float32), weight, precision=jax.lax.Precision.HIGHEST
+        "btd,dn->btn", x.astype(jnp.float32), weight, precision=jax.lax.Precision.HIGHEST
     )
-    return product + bias[:, None]
+    return product + bias
 
 
 def _gate_parameters(name: str, config, bias: float = 0.0) -> dict[str, Parameter]:
@@ -195,8 +218,8 @@ def _gate_parameters(name: str, config, bias: float = 0.0) -> dict[str, Paramete
     }
 
 
-def summed_bias(steps: Array) -> Array:
-    """sum_(l = j+1..i) steps_l for steps f32[B, N, T] -> [B, N, T, T].
+def summed_bias(steps: Array, rows: Array) -> Array:
+    """sum_(l = j+1..i) steps_l for steps f32[B, S, N], queries i = rows int[T]: [B, N, T, S].
 
     Differences of one cumulative sum, which after thousands of tokens is large where its nearby
     differences are not: each total carries the rounding error that plain f32 would lose. Measured
@@ -209,8 +232,9 @@ def summed_bias(steps: Array) -> Array:
         lost = (left[0] - (total - part)) + (right[0] - part)  # exactly (Knuth's two-sum)
         return total, left[1] + right[1] + lost
 
+    steps = steps.transpose(0, 2, 1)
     scanned = jax.lax.associative_scan(add, (steps, jnp.zeros_like(steps)), axis=-1)
-    total, lost = (part[..., :, None] - part[..., None, :] for part in scanned)
+    total, lost = (part[..., rows, None] - part[..., None, :] for part in scanned)
     return total + lost
 
 
@@ -228,12 +252,13 @@ class Cable(LogitFunction):
         """cable_weight [D, N] and cable_bias [N]."""
         return _gate_parameters("cable", config)
 
+    def keep(self, k, x, w):
+        """Its step of every token, f32[B, T, N]."""
+        return {"steps": -jax.nn.softplus(_gates(x, w["cable_weight"], w["cable_bias"]))}
+
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
-        w = inputs.w
-        return logits + summed_bias(
-            -jax.nn.softplus(_gates(inputs.x, w["cable_weight"], w["cable_bias"]))
-        )
+        """f32[B, N, T, S]."""
+        return logits + summed_bias(inputs.keys["steps"], inputs.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +276,13 @@ class Fox(LogitFunction):
         """fox_weight [D, N] and fox_bias [N]."""
         return _gate_parameters("fox", config, self.bias)
 
+    def keep(self, k, x, w):
+        """Its step of every token, f32[B, T, N]."""
+        return {"steps": jax.nn.log_sigmoid(_gates(x, w["fox_weight"], w["fox_bias"]))}
+
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
-        w = inputs.w
-        return logits + summed_bias(
-            jax.nn.log_sigmoid(_gates(inputs.x, w["fox_weight"], w["fox_bias"]))
-        )
+        """f32[B, N, T, S]."""
+        return logits + summed_bias(inputs.keys["steps"], inputs.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,7 +308,7 @@ class Cope(LogitFunction):
         return {"cope_embedding": Parameter((self.positions, config.head_dim), (None, None))}
 
     def __call__(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
+        """f32[B, N, T, S]."""
         gates = jnp.where(mask, jax.nn.sigmoid(logits), 0.0)  # mask first: no gate is in the future
         position = jnp.cumsum(gates[..., ::-1], axis=-1)[..., ::-1]
         position = jnp.minimum(position, self.positions - 1)
@@ -311,24 +337,28 @@ class Tra(LogitFunction):
         """tra_weight [D, N] and tra_bias [N]."""
         return _gate_parameters("tra", config)
 
+    def keep(self, k, x, w):
+        """1 / rms of every key, f32[B, T, K]."""
+        return {"inverse_rms": _inverse_rms(k)}
+
     def weights(self, logits, mask, inputs):
-        """f32[B, N, T, T]."""
-        s = jax.nn.relu(logits * _inverse_rms(inputs.q, logits.shape[1])[..., :, None]
-                        * _inverse_rms(inputs.k, logits.shape[1])[..., None, :])  # fmt: skip
+        """f32[B, N, T, S]."""
+        of_q, of_k = _inverse_rms(inputs.q), inputs.keys["inverse_rms"]
+        of_k = jnp.repeat(of_k, of_q.shape[-1] // of_k.shape[-1], axis=-1)
+        of_q, of_k = of_q.transpose(0, 2, 1), of_k.transpose(0, 2, 1)
+        s = jax.nn.relu(logits * of_q[..., :, None] * of_k[..., None, :])
         kept = mask & (s > 0)
         count = jnp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]
-        gate = _gates(inputs.x, inputs.w["tra_weight"], inputs.w["tra_bias"])
+        gate = _gates(inputs.x, inputs.w["tra_weight"], inputs.w["tra_bias"]).transpose(0, 2, 1)
         changed = s + jax.nn.log_sigmoid(gate)[..., None] * count
         # Finite, not -inf: a row with nothing kept would be NaN, and its gradients too.
         weights = jax.nn.softmax(jnp.where(kept, changed, -1e30), axis=-1)
         return jnp.where(kept, weights, 0.0)
 
 
-def _inverse_rms(x: Array, heads: int) -> Array:
-    """1 / rms of x[B, T, K, H] for every query head, f32[B, N, T]; rotation does not change it."""
-    square = jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1)
-    inverse = jax.lax.rsqrt(square + 1e-6).transpose(0, 2, 1)
-    return jnp.repeat(inverse, heads // inverse.shape[1], axis=1)
+def _inverse_rms(x: Array) -> Array:
+    """1 / rms of x[B, T, N, H], f32[B, T, N]; rotation does not change it."""
+    return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) + 1e-6)
 
 
 LOGITS = {

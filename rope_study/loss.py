@@ -18,7 +18,12 @@ Array = jax.Array
 CHUNK = 1024  # tokens of one device whose logits are held at a time
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def soft_cap(logits: Array, cap: float | None) -> Array:
+    """cap tanh(logits / cap): Gemma 2's and 4's bound on the final logits; None leaves them."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def cross_entropy(
     x: Array,
     embedding: Array,
@@ -26,6 +31,7 @@ def cross_entropy(
     weights: Array,
     layout: Layout | None = None,
     chunk: int = CHUNK,
+    cap: float | None = None,
 ) -> Array:
     """Weighted sum of -log softmax(x @ embedding.T)[target], in nats.
 
@@ -36,28 +42,36 @@ def cross_entropy(
       weights: f32[B, T], 0 where a token does not count.
       layout: where x is split over the batch and the embedding over width and vocabulary.
       chunk: tokens of one device whose logits are held at a time.
+      cap: bounds the logits, see `soft_cap`.
 
     Returns:
       f32 scalar.
     """
-    losses = token_losses(x, embedding, targets, layout, chunk)
+    losses = token_losses(x, embedding, targets, layout, chunk, cap)
     return jnp.sum(weights * losses)
 
 
 def token_losses(
-    x: Array, embedding: Array, targets: Array, layout: Layout | None = None, chunk: int = CHUNK
+    x: Array,
+    embedding: Array,
+    targets: Array,
+    layout: Layout | None = None,
+    chunk: int = CHUNK,
+    cap: float | None = None,
 ) -> Array:
     """-log softmax(x @ embedding.T)[target] of every token, f32[B, T]; not differentiated."""
     weights = jnp.zeros(targets.shape, jnp.float32)  # they scale gradients only
-    return _run(x, embedding, targets, weights, layout, chunk, gradients=False)[0]
+    return _run(x, embedding, targets, weights, layout, chunk, cap, gradients=False)[0]
 
 
-def _forward(x, embedding, targets, weights, layout, chunk):
-    losses, dx, d_embedding = _run(x, embedding, targets, weights, layout, chunk, gradients=True)
+def _forward(x, embedding, targets, weights, layout, chunk, cap):
+    losses, dx, d_embedding = _run(
+        x, embedding, targets, weights, layout, chunk, cap, gradients=True
+    )
     return jnp.sum(weights * losses), (dx, d_embedding)
 
 
-def _backward(layout, chunk, gradients, g):
+def _backward(layout, chunk, cap, gradients, g):
     dx, d_embedding = gradients
     return (dx * g).astype(dx.dtype), d_embedding * g, None, None
 
@@ -65,10 +79,10 @@ def _backward(layout, chunk, gradients, g):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _run(x, embedding, targets, weights, layout, chunk, gradients):
+def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
     """Losses [B, T] and, where asked for, (dx, d_embedding): all at once, or device by device."""
     if layout is None:
-        return _chunks(x, embedding.astype(x.dtype), targets, weights, chunk, gradients)
+        return _chunks(x, embedding.astype(x.dtype), targets, weights, chunk, cap, gradients)
     rules = layout.rules
     batch_axes = rules.batch or ()
 
@@ -79,7 +93,7 @@ def _run(x, embedding, targets, weights, layout, chunk, gradients):
         if rules.embed:
             embedding = jax.lax.all_gather(embedding, rules.embed, axis=1, tiled=True)
         losses, dx, d_embedding = _chunks(
-            x, embedding, targets, weights, chunk, gradients, vocab_axis=rules.vocab
+            x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=rules.vocab
         )
         if gradients and rules.embed in batch_axes:
             d_embedding = jax.lax.psum_scatter(
@@ -102,7 +116,7 @@ def _psum(a: Array, axes: str | tuple[str, ...] | None) -> Array:
     return jax.lax.psum(a, axes) if axes else a
 
 
-def _chunks(x, embedding, targets, weights, chunk, gradients, vocab_axis=None):
+def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=None):
     """The loop over chunks of tokens, on one device (or one device's part of the vocabulary)."""
     B, T = targets.shape
     chunk = min(chunk, B * T)
@@ -118,7 +132,7 @@ def _chunks(x, embedding, targets, weights, chunk, gradients, vocab_axis=None):
         return a.reshape(-1, *a.shape[2:])[: B * T].reshape(B, T, *a.shape[2:])
 
     def step(d_embedding, inputs):
-        losses, dx, d_part = _one_chunk(*inputs, embedding, gradients, vocab_axis)
+        losses, dx, d_part = _one_chunk(*inputs, embedding, cap, gradients, vocab_axis)
         return (d_embedding + d_part if gradients else None), (losses, dx)
 
     start = jnp.zeros(embedding.shape, jnp.float32) if gradients else None
@@ -127,12 +141,12 @@ def _chunks(x, embedding, targets, weights, chunk, gradients, vocab_axis=None):
     return join(losses), join(dx) if gradients else None, d_embedding
 
 
-def _one_chunk(x, targets, weights, embedding, gradients, vocab_axis):
+def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axis):
     """One chunk: x[M, D], targets[M], weights[M] -> losses[M], dx[M, D], d_embedding f32[V, D]."""
     matmul = functools.partial(
         jnp.einsum, preferred_element_type=jnp.float32, precision=precision(x.dtype)
     )
-    logits = matmul("md,vd->mv", x, embedding)
+    logits = soft_cap(matmul("md,vd->mv", x, embedding), cap)
     first = jax.lax.axis_index(vocab_axis) * embedding.shape[0] if vocab_axis else 0
     hit = targets[:, None] == first + jnp.arange(embedding.shape[0])
     top = jnp.max(logits, axis=-1)
@@ -144,6 +158,8 @@ def _one_chunk(x, targets, weights, embedding, gradients, vocab_axis):
     if not gradients:
         return losses, None, None
     d_logits = weights[:, None] * (exponentials / normaliser[:, None] - hit)
+    if cap is not None:
+        d_logits *= 1 - jnp.square(logits / cap)  # the derivative of tanh
     d_logits = d_logits.astype(x.dtype)
     dx = _psum(matmul("mv,vd->md", d_logits, embedding), vocab_axis).astype(x.dtype)
     return losses, dx, matmul("mv,md->vd", d_logits, x)

@@ -15,32 +15,35 @@ from rope_study.parts import Part
 Array = jax.Array
 
 
-def rms_norm(x: Array, weight: Array | float, epsilon: float) -> Array:
-    """x / rms(x) * (1 + weight) over the last axis, in f32, returned in x's dtype."""
+def normalise(x: Array, epsilon: float) -> Array:
+    """x / rms(x) over the last axis, in f32."""
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
-    return (y * (1 + weight)).astype(x.dtype)
+    return y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + epsilon)
+
+
+def rms_norm(x: Array, weight: Array, epsilon: float, offset: float = 1.0) -> Array:
+    """x / rms(x) * (offset + weight) over the last axis, in f32, returned in x's dtype."""
+    return (normalise(x, epsilon) * (offset + weight.astype(jnp.float32))).astype(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class QKNorm(Part):
     """RMSNorm of every query and key over its head_dim, before rotation (Gemma 3, Qwen 3).
 
-    One learned scale 1 + weight for each dimension of the head, shared by the heads, one for
-    queries and one for keys. Henry et al. 2020 (2010.04245) is the origin, with an L2 norm.
+    One learned scale for each dimension of the head, shared by the heads, one for queries and one
+    for keys. Henry et al. 2020 (2010.04245) is the origin, with an L2 norm.
     """
 
     kind = "qk_norm"
 
     def parameters(self, config) -> dict[str, Parameter]:
         """q_norm and k_norm [H]."""
-        return {name: Parameter((config.head_dim,), (None,)) for name in ("q_norm", "k_norm")}
+        scale = Parameter((config.head_dim,), (None,), constant=1 - config.norm_offset)
+        return {name: scale for name in ("q_norm", "k_norm")}
 
-    def __call__(
-        self, q: Array, k: Array, w: Mapping[str, Array], epsilon: float
-    ) -> tuple[Array, Array]:
-        """q[B, T, N, H], k[B, T, K, H] -> the same, normalised."""
-        return rms_norm(q, w["q_norm"], epsilon), rms_norm(k, w["k_norm"], epsilon)
+    def __call__(self, x: Array, w: Mapping[str, Array], name: str, config) -> Array:
+        """Queries ("q") or keys ("k") x[B, T, N, H] -> the same, normalised."""
+        return rms_norm(x, w[f"{name}_norm"], config.norm_epsilon, config.norm_offset)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +56,9 @@ class QKNormFixed(Part):
 
     kind = "qk_norm_fixed"
 
-    def __call__(
-        self, q: Array, k: Array, w: Mapping[str, Array], epsilon: float
-    ) -> tuple[Array, Array]:
-        """q[B, T, N, H], k[B, T, K, H] -> the same, with a root mean square of 1."""
-        return rms_norm(q, 0.0, epsilon), rms_norm(k, 0.0, epsilon)
+    def __call__(self, x: Array, w: Mapping[str, Array], name: str, config) -> Array:
+        """Queries or keys x[B, T, N, H] -> the same, with a root mean square of 1."""
+        return normalise(x, config.norm_epsilon).astype(x.dtype)
 
 
 QK_NORMS = {part.kind: part for part in (QKNorm, QKNormFixed)}

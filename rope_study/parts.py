@@ -11,7 +11,7 @@ from rope_study.parameters import Parameter
 from rope_study.spelling import check_numbers, spell
 
 if TYPE_CHECKING:
-    from rope_study.decoder import DecoderConfig
+    from rope_study.architecture import DecoderConfig
 
 
 class Part:

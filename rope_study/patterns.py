@@ -8,7 +8,7 @@ dimensions. `window` counts keys with the query's own, as transformers' sliding_
 from collections.abc import Callable
 
 from rope_study import encodings
-from rope_study.decoder import LayerSpec
+from rope_study.architecture import LayerSpec
 from rope_study.logits import SoftCap
 from rope_study.norm import QKNorm, QKNormFixed
 from rope_study.query import Llama4Temperature, LogitScale

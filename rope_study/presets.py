@@ -1,6 +1,6 @@
 """Decoders by name: released shapes, and small ones that keep many rotary pairs a head."""
 
-from rope_study.decoder import DecoderConfig
+from rope_study.architecture import DecoderConfig
 from rope_study.errors import UserError, nearest
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rope_study import encodings, rotary
-from rope_study.decoder import DecoderConfig, LayerSpec
+from rope_study.architecture import DecoderConfig, LayerSpec
 from rope_study.errors import UserError, nearest
 from rope_study.logits import LOGITS
 from rope_study.norm import QK_NORMS

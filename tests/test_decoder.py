@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rope_study import attention, presets, rotary
-from rope_study.decoder import ACTIVATIONS, Decoder, LayerSpec, fit_layout, parameter_count
+from rope_study.architecture import LayerSpec
+from rope_study.decoder import Decoder, fit_layout, parameter_count
 from rope_study.errors import UserError
+from rope_study.layer import ACTIVATIONS
 from rope_study.parallel import make_layout
 from rope_study.probes import Probe, frequency_usage
 
@@ -105,8 +107,36 @@ def test_attention_equals_a_direct_float64_statement():
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("window, chunk", [(None, None), (5, None), (None, 4)])
+def test_blocks_of_queries_equal_all_at_once(window, chunk, monkeypatch):
+    """Values and gradients; 21 queries leave a last block of one in blocks of four."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    q = jax.random.normal(keys[0], (2, 21, 4, 8))
+    k, v = (jax.random.normal(key, (2, 21, 2, 8)) for key in keys[1:])
+
+    def run(q, k, v):
+        weigh = lambda logits, mask, queries: jax.nn.softmax(  # noqa: E731
+            jnp.where(mask, logits + queries[:, None] * jnp.arange(21), -jnp.inf)
+        )
+        return attention.attend(q, k, v, window, chunk=chunk, weigh=weigh)
+
+    loss = lambda *a: jnp.sum(jnp.sin(run(*a)))  # noqa: E731
+    expected = run(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
+    monkeypatch.setattr(attention, "LONG", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
+    got = run(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
+
+
+def test_long_attention_holds_no_square_of_the_length():
+    """Temporary memory at 16,384 tokens: a block of logits, 512 x 16,384, not 1 GiB."""
+    a = jax.ShapeDtypeStruct((1, 16_384, 1, 8), jnp.float32)
+    compiled = jax.jit(attention.attend).lower(a, a, a).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 200 * 2**20
+
+
 def test_rms_norm_adds_one_to_its_weight():
-    from rope_study.decoder import rms_norm
+    from rope_study.norm import rms_norm
 
     x = jnp.array([[3.0, 4.0]])
     got = rms_norm(x, jnp.array([0.0, 1.0]), 0.0)
@@ -167,6 +197,13 @@ def test_custom_function_runs_as_the_rotary():
         ({"remat": "some"}, r"remat='some' is not one of none, full, dots"),
         ({"compute_dtype": "float8"}, r"compute_dtype='float8' is not one of"),
         ({"attention": "flash"}, r"attention='flash' is not one of"),
+        ({"activation": "relu"}, r"activation='relu' is not one of gelu, silu"),
+        ({"pattern": (LayerSpec(kv_heads=3),)}, r"heads=4 is not a multiple of kv_heads=3"),
+        ({"pattern": (LayerSpec(keys_from=0),)}, r"keys_from=0 at place 0.*an earlier"),
+        (
+            {"pattern": (LayerSpec(head_dim=8), LayerSpec(keys_from=0))},
+            r"keys_from=0 at place 1.*same kv_heads and head_dim",
+        ),
     ],
 )
 def test_wrong_shapes_are_refused(change, message):

@@ -1,6 +1,7 @@
 """Logit functions, query scales and QK-norm against direct float64 statements of their formulas."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -13,8 +14,9 @@ import pytest
 from examples import ENCODINGS
 
 from rope_study import attention, dpe, logits, norm, presets, query, rotary, variants
-from rope_study.decoder import Decoder, layer_parameters, shared_parameters
+from rope_study.decoder import Decoder
 from rope_study.errors import UserError
+from rope_study.layer import layer_parameters, shared_parameters
 from rope_study.parameters import Parameter
 
 B, T, N, K, H, D = 2, 12, 4, 2, 8, 10
@@ -46,19 +48,25 @@ def random_weights(part, seed=5):
     }
 
 
+def make_inputs(part, arrays, w, rotary_=NOPE):
+    """As a layer makes them without a cache."""
+    positions, rows = jnp.arange(T)[None], jnp.arange(T)
+    keys = {"positions": positions, **part.keep(arrays["k"], arrays["x"], w)}
+    return logits.Inputs(positions, arrays["x"], arrays["q"], rows, keys, rotary_, w)
+
+
 def got_weights(part, arrays, w, window=None, rotary_=NOPE):
     """What the project computes: f32[B, N, T, T]."""
     positions = jnp.arange(T)[None]
     q, k = rotary_(arrays["q"], positions), rotary_(arrays["k"], positions)
-    inputs = logits.Inputs(positions, arrays["x"], arrays["q"], arrays["k"], rotary_, w)
-    weigh = lambda values, mask: part.weights(values, mask, inputs)  # noqa: E731
+    inputs = make_inputs(part, arrays, w, rotary_)
+    weigh = lambda values, mask, _: part.weights(values, mask, inputs)  # noqa: E731
     return attention.probabilities(q, k, window, weigh=weigh)
 
 
 def got_logits(part, arrays, w):
     """The logits before the softmax, with NoPE: f32[B, N, T, T]."""
-    positions = jnp.arange(T)[None]
-    inputs = logits.Inputs(positions, arrays["x"], arrays["q"], arrays["k"], NOPE, w)
+    inputs = make_inputs(part, arrays, w)
     plain = attention.logits(arrays["q"], arrays["k"])
     return part(plain, attention.causal_mask(T), inputs)
 
@@ -212,10 +220,10 @@ def test_tra_equals_its_float64_statement(arrays):
 
 def test_sums_of_steps_keep_their_digits_over_long_contexts():
     """Nearby differences of a total of thousands, under jit as in training."""
-    steps = -jax.nn.softplus(jax.random.normal(jax.random.key(0), (1, 1, 4096)))
-    total = np.cumsum(np.asarray(steps, np.float64), axis=-1)
-    expected = total[..., :, None] - total[..., None, :]
-    got = np.asarray(jax.jit(logits.summed_bias)(steps))
+    steps = -jax.nn.softplus(jax.random.normal(jax.random.key(0), (1, 4096, 1)))
+    total = np.cumsum(np.asarray(steps, np.float64)[..., 0], axis=-1)
+    expected = total[:, None, :, None] - total[:, None, None, :]
+    got = np.asarray(jax.jit(logits.summed_bias)(steps, jnp.arange(4096)))
     i, j = np.indices((4096, 4096))
     near = (j <= i) & (i - j < 32)
     assert total.min() < -3000
@@ -281,7 +289,7 @@ def test_query_scale_equals_its_float64_statement(name, window):
 def test_keys_read_counts_the_mask():
     """In full, local and chunked attention: the row sums of the causal mask."""
     for window, chunk in [(None, None), (5, None), (None, 4), (3, 4)]:
-        expected = attention.causal_mask(15, window, chunk).sum(axis=1)
+        expected = attention.causal_mask(15, None, window, chunk).sum(axis=1)
         got = query.keys_read(jnp.arange(15)[None], window, chunk)[0]
         np.testing.assert_array_equal(got, expected)
 
@@ -301,18 +309,19 @@ def test_query_scale_multiplies_logits(arrays):
 
 def test_qk_norm_equals_its_float64_statement(arrays):
     w = {"q_norm": jnp.linspace(-0.5, 0.5, H), "k_norm": jnp.linspace(1, 2, H)}
-    q, k = norm.QKNorm()(arrays["q"], arrays["k"], w, 1e-6)
-    for got, x, scale in ((q, arrays["q"], w["q_norm"]), (k, arrays["k"], w["k_norm"])):
-        x = np.asarray(x, np.float64)
-        expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-        np.testing.assert_allclose(got, expected * (1 + np.asarray(scale)), rtol=0, atol=1e-5)
+    for name, offset in itertools.product("qk", (0.0, 1.0)):
+        config = dataclasses.replace(SHAPES, norm_offset=offset)
+        x, scale = np.asarray(arrays[name], np.float64), np.asarray(w[f"{name}_norm"])
+        expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * (offset + scale)
+        got = norm.QKNorm()(arrays[name], w, name, config)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 def test_fixed_qk_norm_is_the_same_before_and_after_rotation(arrays):
     positions = jnp.arange(T)[None]
     rope, fixed = rotary.rope(), norm.QKNormFixed()
-    before, _ = fixed(arrays["q"], arrays["k"], {}, 1e-6)
-    after, _ = fixed(rope(arrays["q"], positions), arrays["k"], {}, 1e-6)
+    before = fixed(arrays["q"], {}, "q", SHAPES)
+    after = fixed(rope(arrays["q"], positions), {}, "q", SHAPES)
     np.testing.assert_allclose(rope(before, positions), after, atol=1e-5)
 
 
@@ -538,5 +547,5 @@ def test_cudnn_refuses_logit_functions_and_chunks_and_takes_query_scales():
             dataclasses.replace(config, attention="cudnn")
     _, config = variants.apply(TINY, "gemma3() + ss_max()")
     assert dataclasses.replace(config, attention="cudnn").attention == "cudnn"
-    with pytest.raises(UserError, match="no chunks and no logit functions"):
+    with pytest.raises(UserError, match="no chunks, no logit functions"):
         attention.attend(*[jnp.ones((1, 4, 1, 8))] * 3, backend="cudnn", chunk=2)

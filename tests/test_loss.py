@@ -21,14 +21,16 @@ def inputs():
     return x, embedding, targets, weights
 
 
-def reference(x, embedding, targets, weights):
-    losses = optax.softmax_cross_entropy_with_integer_labels(x @ embedding.T, targets)
+def reference(x, embedding, targets, weights, cap=None):
+    logits = x @ embedding.T
+    logits = logits if cap is None else cap * jnp.tanh(logits / cap)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(losses * weights)
 
 
-def check(chunked, inputs):
+def check(chunked, inputs, cap=None):
     x, embedding, targets, weights = inputs
-    expected = jax.value_and_grad(reference, argnums=(0, 1))(x, embedding, targets, weights)
+    expected = jax.value_and_grad(reference, argnums=(0, 1))(x, embedding, targets, weights, cap)
     got = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(x, embedding, targets, weights)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
     for mine, theirs in zip(got[1], expected[1], strict=True):
@@ -44,6 +46,12 @@ def test_equals_optax(inputs, chunk):
 def test_equals_optax_under_a_mesh(inputs, mesh):
     layout = parallel.make_layout(mesh)
     check(lambda *args: loss.cross_entropy(*args, layout, 7), inputs)
+
+
+@pytest.mark.parametrize("mesh", [None, "fsdp=2,tensor=4"])
+def test_capped_logits_equal_optax(inputs, mesh):
+    layout = mesh and parallel.make_layout(mesh)
+    check(lambda *args: loss.cross_entropy(*args, layout, 7, 3.0), inputs, cap=3.0)
 
 
 def test_token_losses_equal_optax(inputs):

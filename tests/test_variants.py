@@ -12,9 +12,10 @@ from examples import ENCODINGS
 
 from rope_study import config as config_lib
 from rope_study import encodings, logits, norm, patterns, presets, query, rotary, variants, workdir
+from rope_study.architecture import LayerSpec
 from rope_study.checkpoints import own
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder, LayerSpec
+from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 
 TINY = presets.tiny()

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rope_study import data, encodings, parallel, variants
-from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, fit_layout
+from rope_study.architecture import DecoderConfig, LayerSpec
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
 
@@ -172,17 +173,17 @@ def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> D
 
 
 def _write_layer(spec: LayerSpec) -> dict:
-    parts = {field: getattr(spec, field) for field in variants.PARTS}
-    names = {field: None if part is None else part.name for field, part in parts.items()}
-    plain = {"rotary": encodings.name_of(spec.rotary), "window": spec.window, "chunk": spec.chunk}
-    return plain | names
+    """Every field as JSON: the encoding and the parts by name, the rest as it is."""
+    fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    parts = {name: part and part.name for name, part in fields.items() if name in variants.PARTS}
+    return fields | parts | {"rotary": encodings.name_of(spec.rotary)}
 
 
 def _read_layer(layer: dict, replaced: bool) -> LayerSpec:
     """Runs from before a field existed do not have it."""
     parts = {field: variants.part(field, layer.get(field)) for field in variants.PARTS}
     encoding = LayerSpec().rotary if replaced else encodings.parse(layer["rotary"])
-    return LayerSpec(encoding, layer["window"], layer.get("chunk"), **parts)
+    return LayerSpec(**layer | parts | {"rotary": encoding})
 
 
 def _read_json(path: str | os.PathLike) -> dict:

@@ -12,7 +12,7 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.decoder import DecoderConfig
+from rope_study.architecture import DecoderConfig
 from rope_study.probes.run import Probe, sum_tokens
 
 Array = jax.Array
@@ -31,24 +31,24 @@ def _measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Arra
 
 def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
     def means(name: str) -> np.ndarray:
-        return np.stack([layer[name] / layer["tokens"] for layer in totals])
+        return stack_padded([layer[name] / layer["tokens"] for layer in totals])
 
-    frequencies = np.stack(
-        [_frequencies(spec.rotary, config.head_dim) for spec in config.layer_specs]
-    )
+    layers = [(spec, config.of_layer(spec)) for spec in config.layer_specs]
+    frequencies = stack_padded([_frequencies(spec.rotary, c.head_dim) for spec, c in layers])
     what = "mean 2-norm of the rotary pair before rotation"
+    q, k, v = (means(name) for name in ("q", "k", "v"))
     by_pair = ("layer", "frequency")
     return xarray.Dataset(
         {
-            "q": (("layer", "head", "frequency"), means("q"), _about(f"queries: {what}")),
-            "k": (("layer", "kv_head", "frequency"), means("k"), _about(f"keys: {what}")),
-            "v": (("layer", "kv_head", "frequency"), means("v"), _about(f"values: {what}")),
+            "q": (("layer", "head", "frequency"), q, _about(f"queries: {what}")),
+            "k": (("layer", "kv_head", "frequency"), k, _about(f"keys: {what}")),
+            "v": (("layer", "kv_head", "frequency"), v, _about(f"values: {what}")),
         },
         coords={
             "layer": np.arange(config.layers),
-            "head": np.arange(config.heads),
-            "kv_head": np.arange(config.kv_heads),
-            "frequency": np.arange(config.head_dim // 2),
+            "head": np.arange(q.shape[1]),
+            "kv_head": np.arange(k.shape[1]),
+            "frequency": np.arange(q.shape[2]),
             "inverse_frequency": (
                 by_pair,
                 frequencies,
@@ -61,6 +61,15 @@ def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray
             ),
         },
     )
+
+
+def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
+    """One array [L, ...]; layers with fewer heads or pairs than the largest end in NaN."""
+    largest = np.max([layer.shape for layer in layers], axis=0)
+    stacked = np.full((len(layers), *largest), np.nan)
+    for row, layer in zip(stacked, layers, strict=True):
+        row[tuple(slice(size) for size in layer.shape)] = layer
+    return stacked
 
 
 def _about(long_name: str) -> dict[str, str]:

@@ -11,8 +11,10 @@ import numpy as np
 import xarray
 
 from rope_study import parallel, variants
-from rope_study.decoder import ACTIVATIONS, Decoder, DecoderConfig
+from rope_study.architecture import DecoderConfig
+from rope_study.decoder import Decoder
 from rope_study.errors import UserError
+from rope_study.layer import ACTIVATIONS
 
 Array = jax.Array
 
@@ -23,7 +25,7 @@ class Probe:
 
     Attributes:
       name: key of its results.
-      reads: the activations it needs, of rope_study.decoder.ACTIVATIONS.
+      reads: the activations it needs, of rope_study.layer.ACTIVATIONS.
       measure: ({name: activation}, weights f32[B, T]) -> a tree of sums and counts for one layer,
         which add up over batches and hosts; padding has weight 0.
       finalize: (the sums in float64, one tree a layer; context T; decoder configuration) ->
