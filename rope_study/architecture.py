@@ -61,6 +61,7 @@ class DecoderConfig:
     layer_scalar: bool = False  # one number that multiplies a layer's output (Gemma 4)
     token_width: int = 0  # of the embedding that every layer reads anew; 0: none (Gemma 4)
     token_vocab: int = 0  # rows of that embedding
+    bos: int | None = None  # the token that every text must begin with (released Gemmas)
     compute_dtype: str = "float32"
     attention: str = "reference"
     remat: str = "none"  # what the backward pass recomputes: nothing, a layer, or all but products

@@ -24,7 +24,7 @@ def call(spelling: str, table: Mapping[str, Callable[..., Any]], what: str, wher
     Raises:
       UserError: an unknown name, an unknown, missing or wrong parameter, or no call at all.
     """
-    name, args, kwargs = _parse(spelling, what, where)
+    name, args, kwargs = read(spelling, what, where)
     if name not in table:
         raise UserError(
             f"unknown {what} {name!r}.{nearest(name, table)} Known: {', '.join(table)}; {where}"
@@ -73,7 +73,8 @@ def check_numbers(name: str, **values: Any) -> None:
             raise UserError(f"{name}: {parameter}={value!r} must be a number")
 
 
-def _parse(spelling: str, what: str, where: str) -> tuple[str, list, dict]:
+def read(spelling: str, what: str = "spelling", where: str = "") -> tuple[str, list, dict]:
+    """Name, arguments and named arguments of a spelling; see `call`."""
     try:
         node = ast.parse(spelling.strip(), mode="eval").body
         if isinstance(node, ast.Name):

@@ -55,7 +55,7 @@ def load(
     layout = fit_layout(config, parallel.make_layout(mesh))
     decoder = Decoder(config, layout)
     wanted, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
-    _check_trained(wanted, saved, rotary)
+    check_trained(wanted, saved, rotary)
     with Manager(Path(path)) as manager:
         step = manager.latest() if step is None else step
         if step not in manager.steps():
@@ -67,7 +67,8 @@ def load(
     return decoder, _only(params, wanted)
 
 
-def _check_trained(wanted: dict, saved: dict, rotary: Rotary | str | None) -> None:
+def check_trained(wanted: dict, saved: dict, rotary: Rotary | str | None) -> None:
+    """Refuses an encoding that needs arrays which the checkpoint does not have."""
     have = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         if have.get(path) != leaf.shape:

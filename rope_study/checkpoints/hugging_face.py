@@ -1,0 +1,184 @@
+"""Hugging Face folders: config.json with safetensors in, and out again."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from rope_study import parallel, variants
+from rope_study.architecture import DecoderConfig
+from rope_study.checkpoints import hugging_face_config, hugging_face_export, loading, own
+from rope_study.checkpoints.stored import Path as ArrayPath
+from rope_study.checkpoints.stored import Stored, locate
+from rope_study.checkpoints.tensor_files import TensorFiles
+from rope_study.decoder import Decoder, fit_layout
+from rope_study.errors import UserError
+from rope_study.rotary import Rotary
+
+# Axes: D width, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary, L layers,
+# P token_width.
+_EMBEDDING = "embed_tokens.weight"
+TOP = {
+    "embedding": Stored(_EMBEDDING, "vd", ("v", "d")),
+    "final_norm": Stored("norm.weight", "d", ("d",)),
+    "unembedding": Stored("lm_head.weight", "vd", ("v", "d")),
+    "token_embedding": Stored("embed_tokens_per_layer.weight", "vlp", ("v", "lp")),
+    "token_projection": Stored("per_layer_model_projection.weight", "dlp", ("lp", "d")),
+    "token_projection_norm": Stored("per_layer_projection_norm.weight", "p", ("p",)),
+}
+LAYER = {
+    "attention_norm": Stored("layers.{i}.input_layernorm.weight", "d", ("d",)),
+    "q": Stored("layers.{i}.self_attn.q_proj.weight", "dnh", ("nh", "d")),
+    "k": Stored("layers.{i}.self_attn.k_proj.weight", "dkh", ("kh", "d")),
+    "v": Stored("layers.{i}.self_attn.v_proj.weight", "dkh", ("kh", "d")),
+    "o": Stored("layers.{i}.self_attn.o_proj.weight", "nhd", ("d", "nh")),
+    "q_norm": Stored("layers.{i}.self_attn.q_norm.weight", "h", ("h",)),
+    "k_norm": Stored("layers.{i}.self_attn.k_norm.weight", "h", ("h",)),
+    "mlp_norm": Stored("layers.{i}.post_attention_layernorm.weight", "d", ("d",)),
+    "gate": Stored("layers.{i}.mlp.gate_proj.weight", "df", ("f", "d")),
+    "up": Stored("layers.{i}.mlp.up_proj.weight", "df", ("f", "d")),
+    "down": Stored("layers.{i}.mlp.down_proj.weight", "fd", ("d", "f")),
+    "token_gate": Stored("layers.{i}.per_layer_input_gate.weight", "dp", ("p", "d")),
+    "token_out": Stored("layers.{i}.per_layer_projection.weight", "pd", ("d", "p")),
+    "token_norm": Stored("layers.{i}.post_per_layer_input_norm.weight", "d", ("d",)),
+    "layer_scalar": Stored("layers.{i}.layer_scalar", "o", ("o",)),
+}
+# With norms on both sides the name of the one after attention means just that.
+POST_NORMS = {
+    "post_attention_norm": Stored("layers.{i}.post_attention_layernorm.weight", "d", ("d",)),
+    "mlp_norm": Stored("layers.{i}.pre_feedforward_layernorm.weight", "d", ("d",)),
+    "post_mlp_norm": Stored("layers.{i}.post_feedforward_layernorm.weight", "d", ("d",)),
+}
+
+
+def load(
+    folder: str | os.PathLike,
+    *,
+    rotary: Rotary | str | None = None,
+    dtype: str | None = None,
+    mesh: str = "fsdp=-1",
+) -> tuple[Decoder, dict]:
+    """The decoder of a Hugging Face folder and its parameters; see checkpoints.load."""
+    folder = Path(folder)
+    kind, fields, wrapped = hugging_face_config.read_fields(folder)
+    file = str(folder / "config.json")
+    trained = hugging_face_config.decoder_config(kind, fields, file)
+    config = trained if rotary is None else variants.apply(trained, rotary)[1]
+    layout = fit_layout(config, parallel.make_layout(mesh))
+    decoder = Decoder(config, layout)
+    own.check_trained(
+        own.abstract_params(decoder), own.abstract_params(Decoder(trained, layout)), rotary
+    )
+    files = TensorFiles(folder)
+    prefix = _prefix(files, folder)
+    wanted, located = (_locate(c, prefix, files) for c in (config, trained))
+    loading.refuse_extra(located, files, _ignored(trained, prefix, wrapped))
+    return decoder, loading.fill(decoder, wanted, files, dtype, f"loading {folder.name}")
+
+
+def _prefix(files: TensorFiles, folder: Path) -> str:
+    """What comes before the text model's names, such as "model." or "model.language_model."."""
+    found = [name for name in files.names if re.search(rf"(^|\.){re.escape(_EMBEDDING)}$", name)]
+    if len(found) != 1:
+        raise UserError(f"{folder}: no tensor named ...{_EMBEDDING}, or several: {found}")
+    return found[0].removesuffix(_EMBEDDING)
+
+
+def _locate(
+    config: DecoderConfig, prefix: str, files: TensorFiles
+) -> dict[ArrayPath, list[Stored]]:
+    """Where every array is in files of that prefix; the output table stands beside the model."""
+    top, layer = tables(config, prefix)
+    heads = [name for name in files.names if name.endswith("lm_head.weight")]
+    if not config.tied and len(heads) == 1:
+        top["unembedding"] = Stored(heads[0], "vd", ("v", "d"))
+    return locate(config, top, layer)
+
+
+def tables(config: DecoderConfig, prefix: str) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Names of the arrays that belong to no layer, and of those of layer {i}."""
+
+    def named(table: dict[str, Stored]) -> dict[str, Stored]:
+        return {
+            key: Stored(prefix + stored.name, stored.ours, stored.theirs)
+            for key, stored in table.items()
+        }
+
+    top = named(TOP) | {"unembedding": TOP["unembedding"]}
+    return top, named(LAYER | POST_NORMS if config.post_norms else LAYER)
+
+
+def _ignored(config: DecoderConfig, prefix: str, wrapped: bool) -> re.Pattern:
+    """Tensors that are right to leave out."""
+    alone = [r"rotary_emb\.inv_freq$"]  # written by old versions, computed here
+    if config.tied:
+        alone.append(r"^(.*\.)?lm_head\.weight$")  # a second copy of the embedding
+    # Layers that read another's keys have weights of their own in released files, unused.
+    for i, spec in enumerate(config.layer_specs):
+        if spec.keys_from is not None:
+            alone.append(rf"^{re.escape(prefix)}layers\.{i}\.self_attn\.[kv]_(proj|norm)\.weight$")
+    if wrapped:
+        alone.append(rf"^(?!{re.escape(prefix)})")  # other senses
+    return re.compile("|".join(alone))
+
+
+def export(
+    decoder: Decoder, params: dict, folder: str | os.PathLike, shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes a decoder as a Hugging Face folder that Transformers loads.
+
+    Args:
+      decoder, params: as checkpoints.load gives them.
+      folder: a new one, or an empty one.
+      shard_bytes: the largest file.
+
+    Raises:
+      UserError: an architecture that no supported family expresses, or a folder with files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; nothing was written: give a new folder")
+    fields = hugging_face_export.config_fields(decoder.config)
+    located = locate(decoder.config, *tables(decoder.config, "model."))
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = str(jax.tree.leaves(params)[0].dtype)
+    _write_json(folder / "config.json", fields | {"dtype": dtype})
+    shards, index, total = [[]], {}, 0
+    for path, i, stored in [
+        (path, i, stored) for path, places in located.items() for i, stored in enumerate(places)
+    ]:
+        size = _array(params, path, i, len(stored.ours)).nbytes
+        if shards[-1] and sum(s for *_, s in shards[-1]) + size > shard_bytes:
+            shards.append([])
+        shards[-1].append((path, i, stored, size))
+        total += size
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors"
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {
+            stored.name: np.ascontiguousarray(
+                stored.to_theirs(np.asarray(_array(params, path, i, len(stored.ours))))
+            )
+            for path, i, stored, _ in shard
+        }
+        safetensors.numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    if len(shards) > 1:
+        about = {"metadata": {"total_size": total}, "weight_map": index}
+        _write_json(folder / "model.safetensors.index.json", about)
+
+
+def _array(params: dict, path: ArrayPath, i: int, rank: int) -> jax.Array:
+    """The array at a path, for the i-th layer where layers are stacked."""
+    for key in path:
+        params = params[key]
+    return params[i] if params.ndim > rank else params
+
+
+def _write_json(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
