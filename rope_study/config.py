@@ -26,7 +26,7 @@ def default() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.path = "python"  # a file, folder, glob or JSONL; "python": text that ships with Python
-    data.tokenizer = "bytes"  # or the path of a SentencePiece .model
+    data.tokenizer = "bytes"  # or a path: *.model, tokenizer.json, llama2.c's *.bin, a folder
     data.held_out = 0.1  # fraction of documents kept for evaluation
     data.length = 256  # tokens a sequence
     data.batch_size = 16  # sequences a step, over all devices

@@ -1,52 +1,17 @@
-"""Data: what is read, how it is split, tokens there and back, and batches by (seed, step)."""
+"""Data: what is read, how it is split, and batches by (seed, step)."""
 
 import gzip
-import io
 import json
 import lzma
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from rope_study import data
 from rope_study.data import sources
 from rope_study.errors import UserError
 
 BOS = 256
-SENTENCES = ["the cat sat on the mat", "a dog sat on the log", "rotary pairs turn at a frequency"]
-
-
-def train_sentencepiece(path, **options):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES * 20),
-        model_writer=model,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        **options,
-    )
-    path.write_bytes(model.getvalue())
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "small.model"
-    # As Gemma's: bytes for unknown characters, and no normalization that would lose spaces.
-    return train_sentencepiece(
-        path,
-        vocab_size=320,
-        byte_fallback=True,
-        user_defined_symbols=["\n", "\t"],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-    )
-
-
-@pytest.fixture(params=["bytes", "sentencepiece"])
-def tokenizer(request, sentencepiece_path):
-    return data.load_tokenizer("bytes" if request.param == "bytes" else sentencepiece_path)
 
 
 def write(path, text):
@@ -198,85 +163,6 @@ def test_a_split_needs_both_sides(held_out, sides):
         data.split(["a", "b"], held_out)
 
 
-# --- tokenizers -------------------------------------------------------------------------------
-
-
-def test_round_trip_of_any_text(tokenizer):
-    for text in ("the cat sat", "caf\u00e9 \u6f22\u5b57 \U0001f600\n\n  x", ""):
-        ids = tokenizer.encode(text)
-        assert ids.dtype == np.int32 and ids.ndim == 1 and tokenizer.bos not in ids
-        assert tokenizer.decode(ids) == text
-        assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.bos]) == text
-        assert len(tokenizer.pieces(ids)) == len(ids)
-
-
-def test_byte_ids_and_labels():
-    tokenizer = data.ByteTokenizer()
-    assert (tokenizer.name, tokenizer.bos, tokenizer.vocab_size) == ("bytes", 256, 257)
-    np.testing.assert_array_equal(tokenizer.encode("A\u00e9"), [65, 0xC3, 0xA9])
-    assert tokenizer.decode([65, 0xC3]) == "A\ufffd"
-    labels = ["<bos>", "A", "\u2581", "<0x0A>", "<0xC3>"]
-    assert tokenizer.pieces([256, 65, 32, 10, 0xC3]) == labels
-
-
-def test_sentencepiece_is_the_model(sentencepiece_path):
-    tokenizer = data.load_tokenizer(sentencepiece_path)
-    model = sentencepiece.SentencePieceProcessor(model_file=sentencepiece_path)
-    assert (tokenizer.name, tokenizer.bos) == (sentencepiece_path, model.bos_id())
-    assert tokenizer.vocab_size == model.vocab_size()
-    assert tokenizer.encode("the cat").tolist() == model.encode("the cat")
-    pieces = tokenizer.pieces([tokenizer.bos, *tokenizer.encode("the\n\tcat")])
-    assert (
-        pieces[0] == "<s>" and "<0x0A>" in pieces and "<0x09>" in pieces and "\u2581" in pieces[1]
-    )
-
-
-def test_encode_batch_pads_with_bos(tokenizer):
-    texts = ["the cat", "a", ""]
-    ids = [tokenizer.encode(text).tolist() for text in texts]
-    tokens, weights = tokenizer.encode_batch(texts)
-    assert tokens.shape == weights.shape == (3, 1 + len(ids[0]))
-    assert tokens.dtype == np.int32 and weights.dtype == np.float32
-    for row, weight, expected in zip(tokens, weights, ids, strict=True):
-        real = 1 + len(expected)
-        assert row.tolist() == [tokenizer.bos, *expected] + [tokenizer.bos] * (len(row) - real)
-        assert weight.tolist() == [1] * real + [0] * (len(row) - real)
-    cut_tokens, cut_weights = tokenizer.encode_batch(texts, length=3)
-    np.testing.assert_array_equal(cut_tokens, tokens[:, :3])
-    np.testing.assert_array_equal(cut_weights, weights[:, :3])
-
-
-def test_encode_batch_refuses(tokenizer):
-    for texts in ([], "one string"):
-        with pytest.raises(UserError, match="must be a list with at least one text"):
-            tokenizer.encode_batch(texts)
-    with pytest.raises(UserError, match=r"length=0 .*config.data.length"):
-        tokenizer.encode_batch(["a"], length=0)
-
-
-def test_ids_outside_the_vocabulary(tokenizer):
-    for ids in ([0, tokenizer.vocab_size], [-1]):
-        for read in (tokenizer.decode, tokenizer.pieces):
-            with pytest.raises(UserError, match=f"id {ids[-1]} is not in.*config.data.tokenizer"):
-                read(ids)
-
-
-def test_tokenizers_that_cannot_be_loaded(tmp_path):
-    corrupt = write(tmp_path / "corrupt.model", "no model")
-    empty = write(tmp_path / "empty.model", "")
-    without_bos = train_sentencepiece(tmp_path / "nobos.model", vocab_size=40, bos_id=-1)
-    for spec, message in [
-        ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
-        (None, "unknown tokenizer None"),
-        (str(tmp_path / "none.model"), "none.model' is not a file"),
-        (corrupt, "corrupt.model' is not a SentencePiece model"),
-        (empty, "empty.model' is not a SentencePiece model"),
-        (without_bos, "nobos.model' has no BOS id: every window starts with BOS"),
-    ]:
-        with pytest.raises(UserError, match=f"{message}.*set config.data.tokenizer"):
-            data.load_tokenizer(spec)
-
-
 # --- batches ----------------------------------------------------------------------------------
 
 
@@ -284,7 +170,8 @@ def stream(n):
     return np.arange(n, dtype=np.uint16) % 256
 
 
-def test_tokenize_puts_bos_before_each_document(tokenizer, capsys):
+def test_tokenize_puts_bos_before_each_document(capsys):
+    tokenizer = data.ByteTokenizer()
     tokens = data.tokenize(["the cat", "a"], tokenizer)
     expected = [tokenizer.bos, *tokenizer.encode("the cat"), tokenizer.bos, *tokenizer.encode("a")]
     assert tokens.dtype == np.uint16 and tokens.tolist() == expected

@@ -8,7 +8,6 @@ shardings, so what 8 devices saved, one restores, and the other way round.
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,7 +24,6 @@ from rope_study.rotary import Rotary
 
 PARAMS, OPTIMIZER = "params", "optimizer"
 MODEL_FILE = "model.json"
-TOKENIZER_FILE = "tokenizer.model"
 
 
 def load(
@@ -153,10 +151,8 @@ class Manager:
 
 
 def write_model(folder: Path, config: DecoderConfig, tokenizer: data.Tokenizer) -> None:
-    """Writes what `load` needs to rebuild the decoder; a SentencePiece model comes along."""
-    name = tokenizer.name
-    if name != "bytes":
-        name = shutil.copyfile(tokenizer.name, folder / TOKENIZER_FILE).name
+    """Writes what `load` needs to rebuild the decoder; the tokenizer's files come along."""
+    name = tokenizer.save(folder)
     fields = dataclasses.asdict(config)
     fields["pattern"] = [_write_layer(spec) for spec in config.pattern]
     text = json.dumps({"decoder": fields, "tokenizer": name}, indent=1)

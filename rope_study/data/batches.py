@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from rope_study.data.tokenizers import Tokenizer
+from rope_study.data.base_tokenizer import Tokenizer, no_bos
 from rope_study.errors import UserError
 
 
@@ -14,9 +14,12 @@ def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False)
 
     Returns:
       uint16[n] if the tokenizer's vocabulary fits, else uint32[n].
+
+    Raises:
+      UserError: the tokenizer has no BOS id.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    bos = np.array([tokenizer.bos], dtype)
+    bos = np.array([tokenizer.required_bos()], dtype)
     parts = [np.empty(0, dtype)]  # no documents, no tokens
     for document in tqdm(documents, "tokenize", unit=" documents", disable=not progress):
         parts += [bos, tokenizer.encode(document).astype(dtype)]
@@ -31,8 +34,10 @@ class Windows:
     """
 
     def __init__(self, tokens: np.ndarray, length: int, bos: int):
-        """Of tokens uint[n] from `tokenize`; UserError if length is no positive integer."""
+        """Of tokens uint[n] from `tokenize`; UserError for a wrong length, or no BOS."""
         _check_integer(length, "config.data.length")
+        if bos is None:
+            raise no_bos("the tokenizer of these windows")
         self._tokens, self._length, self._bos = tokens, length, bos
 
     def __len__(self) -> int:

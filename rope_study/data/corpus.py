@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from rope_study.data import batches, sources, tokenizers
+from rope_study.data import base_tokenizer, batches, sources, tokenizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Corpus:
 
     name: str
     fingerprint: str
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: base_tokenizer.Tokenizer
     train: np.ndarray
     held_out: np.ndarray
     length: int
@@ -47,10 +47,12 @@ def load_corpus(config: ml_collections.ConfigDict) -> Corpus:
     """The corpus that `config.data` names.
 
     Raises:
-      UserError: the text cannot be read, or is shorter than one batch.
+      UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
+        loaded, or has no BOS id.
     """
     settings = config.data
     tokenizer = tokenizers.load_tokenizer(settings.tokenizer)
+    tokenizer.required_bos()  # before a large text is read
     documents = sources.read_documents(settings.path)
     train, held_out = sources.split(documents, settings.held_out)
     corpus = Corpus(

@@ -1,83 +1,25 @@
-"""Tokenizers: text to ids and back, by bytes or by a SentencePiece model."""
+"""Tokenizers by name: bytes, or a file of SentencePiece, Hugging Face or llama2.c."""
 
-import abc
 import os
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from rope_study.data.base_tokenizer import (
+    WHERE,
+    Tokenizer,
+    copy_file,
+    existing_file,
+    label,
+    no_bos,
+)
+from rope_study.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from rope_study.data.llama2c_tokenizer import Llama2cTokenizer
 from rope_study.errors import UserError, nearest
 
-WHERE = "set config.data.tokenizer"
-
-
-class Tokenizer(abc.ABC):
-    """What both tokenizers share: name (as in config.data.tokenizer), bos and vocab_size."""
-
-    name: str
-    bos: int
-    vocab_size: int
-
-    @abc.abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Ids int32[n] of a text, without BOS."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids[n], BOS skipped; UserError for an id outside the vocabulary."""
-        return self._text([i for i in self._known(ids) if i != self.bos])
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """A label for figures for each of ids[n]: ▁ is a space, <0x0A> a byte (here a line end).
-
-        Raises:
-          UserError: an id is outside the vocabulary.
-        """
-        return [self._piece(i) for i in self._known(ids)]
-
-    def encode_batch(
-        self, texts: Sequence[str], length: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Texts as one array: BOS, the text, then BOS again as padding on the right.
-
-        Args:
-          texts: B of them.
-          length: the most tokens a row may have, its first BOS included; what is beyond is cut.
-
-        Returns:
-          tokens int32[B, T] and weights float32[B, T], 1 on real tokens and 0 on padding, where
-          T is that of the longest row.
-
-        Raises:
-          UserError: no texts, one string in place of a list, or length below 1.
-        """
-        if isinstance(texts, str) or not len(texts):
-            raise UserError(f"texts={texts!r} must be a list with at least one text")
-        if length is not None and length < 1:
-            raise UserError(f"length={length} must be at least 1, the BOS; set config.data.length")
-        rows = [[self.bos, *self.encode(text)][:length] for text in texts]
-        shape = len(rows), max(len(row) for row in rows)
-        tokens = np.full(shape, self.bos, np.int32)
-        weights = np.zeros(shape, np.float32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-            weights[i, : len(row)] = 1
-        return tokens, weights
-
-    def _known(self, ids: Sequence[int]) -> list[int]:
-        ids = np.asarray(ids, np.int64).tolist()
-        for i in ids:
-            if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"id {i} is not in tokenizer {self.name!r}, 0..{self.vocab_size - 1}; {WHERE}"
-                )
-        return ids
-
-    @abc.abstractmethod
-    def _text(self, ids: list[int]) -> str: ...
-
-    @abc.abstractmethod
-    def _piece(self, i: int) -> str: ...
+# What a folder is searched for, in this order.
+IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin")
 
 
 class ByteTokenizer(Tokenizer):
@@ -90,6 +32,10 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def save(self, folder: Path) -> str:
+        """Nothing to copy: the name is all there is."""
+        return self.name
 
     def _text(self, ids: list[int]) -> str:
         return bytes(ids).decode(errors="replace")
@@ -105,14 +51,12 @@ class ByteTokenizer(Tokenizer):
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model file, such as Gemma's tokenizer.model."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str | os.PathLike):
         """Loads the model; UserError if it is missing, corrupt or without a BOS id."""
         self.name = str(path)
-        file = os.path.expanduser(self.name)
-        if not os.path.isfile(file):
-            raise UserError(f"tokenizer {self.name!r} is not a file; {WHERE}")
+        self._file = existing_file(self.name)
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._file))
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error}); {WHERE}"
@@ -120,33 +64,63 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos = self._processor.bos_id()
         self.vocab_size = self._processor.vocab_size()
         if self.bos < 0:
-            raise UserError(
-                f"tokenizer {self.name!r} has no BOS id: every window starts with BOS, as in"
-                f" training, and Gemma gives garbage without it; {WHERE} to a model that has one"
-            )
+            raise no_bos(f"tokenizer {self.name!r}")
 
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""
         return np.array(self._processor.encode(text), np.int32)
 
+    def save(self, folder: Path) -> str:
+        """Copies the model into a folder as tokenizer.model."""
+        return copy_file(self._file, folder, "tokenizer.model")
+
     def _text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
 
     def _piece(self, i: int) -> str:
-        return self._processor.id_to_piece(i).replace("\n", "<0x0A>").replace("\t", "<0x09>")
+        return label(self._processor.id_to_piece(i))
 
 
-def load_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer that config.data.tokenizer names: "bytes", or a path ending in .model.
+KINDS = {
+    ".model": SentencePieceTokenizer,
+    ".json": HuggingFaceTokenizer,
+    ".bin": Llama2cTokenizer,
+}
+
+
+def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that config.data.tokenizer names.
+
+    Args:
+      spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json) or of
+        a tokenizer.bin of llama2.c (*.bin); or a folder that holds one, looked for in that order.
 
     Raises:
-      UserError: another name, or a model that is missing, corrupt or without a BOS id.
+      UserError: another name, nothing in the folder, or a file that is missing or corrupt.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    if str(spec).endswith(".model"):
-        return SentencePieceTokenizer(spec)
+    path = Path(os.path.expanduser(str(spec)))
+    if path.is_dir():
+        path = spec = _find_in(path)
+    if path.suffix not in KINDS:
+        raise UserError(
+            f"unknown tokenizer {spec!r}.{nearest(str(spec), ['bytes'])}"
+            f' Allowed: "bytes", the path of a SentencePiece model ending in .model, of a'
+            f" tokenizer.json ending in .json or of a llama2.c tokenizer ending in .bin, or a"
+            f" folder that holds one; {WHERE}"
+        )
+    return KINDS[path.suffix](spec)
+
+
+def _find_in(folder: Path) -> Path:
+    for pattern in IN_FOLDER:
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise UserError(f"tokenizer folder {str(folder)!r} holds {names}: {WHERE} to one")
+        if files:
+            return files[0]
     raise UserError(
-        f"unknown tokenizer {spec!r}.{nearest(str(spec), ['bytes'])}"
-        f' Allowed: "bytes", or the path of a SentencePiece model ending in .model; {WHERE}'
+        f"tokenizer folder {str(folder)!r} holds none of {', '.join(IN_FOLDER)}; {WHERE}"
     )

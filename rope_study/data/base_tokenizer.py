@@ -1,0 +1,140 @@
+"""What every tokenizer offers: text to ids and back, batches that begin with BOS, labels."""
+
+import abc
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rope_study.errors import UserError
+
+WHERE = "set config.data.tokenizer"
+
+
+class Tokenizer(abc.ABC):
+    """Text to ids and back.
+
+    Attributes:
+      name: as config.data.tokenizer spells it: "bytes", or the path of a file.
+      bos: the id that begins every text; None for a model that was trained without one.
+      vocab_size: ids are 0..vocab_size-1.
+    """
+
+    name: str
+    bos: int | None
+    vocab_size: int
+
+    @property
+    def pad(self) -> int:
+        """What `encode_batch` fills rows up with, at weight 0."""
+        return self.bos
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids int32[n] of a text, without BOS."""
+
+    @abc.abstractmethod
+    def save(self, folder: Path) -> str:
+        """Copies the tokenizer into a folder; `load_tokenizer` of the name returned loads it."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids[n], BOS skipped; UserError for an id outside the vocabulary."""
+        return self._text([i for i in self._known(ids) if i != self.bos])
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """A label for figures for each of ids[n]: ▁ is a space, <0x0A> a byte (here a line end).
+
+        Raises:
+          UserError: an id is outside the vocabulary.
+        """
+        return [self._piece(i) for i in self._known(ids)]
+
+    def encode_batch(
+        self, texts: Sequence[str], length: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Texts as one array: BOS, the text, then `pad` (BOS again) on the right.
+
+        A model without BOS gets its texts alone, as in its training.
+
+        Args:
+          texts: B of them.
+          length: the most tokens a row may have, its first BOS included; what is beyond is cut.
+
+        Returns:
+          tokens int32[B, T] and weights float32[B, T], 1 on real tokens and 0 on padding, where
+          T is that of the longest row.
+
+        Raises:
+          UserError: no texts, one string in place of a list, length below 1, or not one token.
+        """
+        if isinstance(texts, str) or not len(texts):
+            raise UserError(f"texts={texts!r} must be a list with at least one text")
+        if length is not None and length < 1:
+            raise UserError(f"length={length} must be at least 1, the BOS; set config.data.length")
+        start = [] if self.bos is None else [self.bos]
+        rows = [[*start, *self.encode(text)][:length] for text in texts]
+        shape = len(rows), max(len(row) for row in rows)
+        if not shape[1]:
+            raise UserError(
+                f"texts={texts!r} have no tokens, and tokenizer {self.name!r} has no BOS that"
+                " would begin them: give one that is not empty"
+            )
+        tokens = np.full(shape, self.pad, np.int32)
+        weights = np.zeros(shape, np.float32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+            weights[i, : len(row)] = 1
+        return tokens, weights
+
+    def required_bos(self) -> int:
+        """The BOS id for what cannot do without: training; UserError if there is none."""
+        if self.bos is None:
+            raise no_bos(f"tokenizer {self.name!r}")
+        return self.bos
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        ids = np.asarray(ids, np.int64).tolist()
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise UserError(
+                    f"id {i} is not in tokenizer {self.name!r}, 0..{self.vocab_size - 1}; {WHERE}"
+                )
+        return ids
+
+    @abc.abstractmethod
+    def _text(self, ids: list[int]) -> str: ...
+
+    @abc.abstractmethod
+    def _piece(self, i: int) -> str: ...
+
+
+def no_bos(tokenizer: str) -> UserError:
+    """The error of a tokenizer, named as its first words, without BOS where one is needed."""
+    return UserError(
+        f"{tokenizer} has no BOS id: every window starts with BOS, as in training, and"
+        f" Gemma gives garbage without it; {WHERE} to a model that has one"
+    )
+
+
+def existing_file(name: str) -> Path:
+    """The file of that name, ~ expanded; UserError if there is none."""
+    file = Path(os.path.expanduser(name))
+    if not file.is_file():
+        raise UserError(f"tokenizer {name!r} is not a file; {WHERE}")
+    return file
+
+
+def copy_file(file: Path, folder: Path, name: str) -> str:
+    """Copies a file into a folder under another name, which it returns."""
+    target = folder / name
+    # A run that goes on may be given the copy in its own folder.
+    if not (target.exists() and target.samefile(file)):
+        shutil.copyfile(file, target)
+    return name
+
+
+def label(text: str) -> str:
+    """A text for figures: spaces, line ends and tabs are made visible."""
+    return text.replace(" ", "▁").replace("\n", "<0x0A>").replace("\t", "<0x09>")

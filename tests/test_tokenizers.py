@@ -1,0 +1,548 @@
+"""Tokenizers: text there and back in every kind, BOS where a model wants it, and wrong files."""
+
+import io
+import json
+import random
+import struct
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+from rope_study import checkpoints, config, data, presets
+from rope_study.checkpoints import own
+from rope_study.data.base_tokenizer import label
+from rope_study.data.hugging_face_tokenizer import SETTINGS_FILE
+from rope_study.errors import UserError
+
+SENTENCES = ["the cat sat on the mat", "a dog sat on the log", "rotary pairs turn at a frequency"]
+DECODER = presets.get("small")
+TEXTS = ["the cat sat", "caf\u00e9 \u6f22\u5b57 \U0001f600\n\n  x", " the", ""]
+
+
+# --- small models of every kind ---------------------------------------------------------------
+
+
+def train_sentencepiece(path, **options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=model,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+def train_byte_level(path, special=("<|begin_of_text|>",)):
+    """As Llama 3's and Qwen's; it adds its first special token, cuts and pads if it is let."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(SENTENCES * 20, trainer)
+    if special:
+        first = special[0]
+        model.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A", special_tokens=[(first, model.token_to_id(first))]
+        )
+    model.enable_truncation(4)
+    model.enable_padding(length=50)
+    model.save(str(path))
+    return str(path)
+
+
+def train_like_gemma(path, special=("<pad>", "<eos>", "<bos>", "<unk>")):
+    """Spaces as ▁, unknown characters as bytes, nothing put in front."""
+    special = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    model.normalizer = normalizers.Replace(" ", "▁")
+    model.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special, limit_alphabet=20, show_progress=False
+    )
+    model.train_from_iterator(SENTENCES * 20, trainer)
+    model.save(str(path))
+    return str(path)
+
+
+def write_llama2c(path, pieces):
+    """(score, piece) of ids from 259 on; bytes as given where a piece is not to be right."""
+    first = [(0.0, "<unk>"), (0.0, "\n<s>\n"), (0.0, "\n</s>\n")]
+    entries = [*first, *((0.0, f"<0x{byte:02X}>") for byte in range(256)), *pieces]
+    pieces = [(score, p if isinstance(p, bytes) else p.encode()) for score, p in entries]
+    content = struct.pack("<i", max(len(piece) for _, piece in pieces))
+    content += b"".join(struct.pack("<fi", score, len(piece)) + piece for score, piece in pieces)
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """{kind: path}, each in a folder of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = {}
+    for kind in ("sentencepiece", "bpe", "byte_level", "gemma", "llama2c"):
+        (folder / kind).mkdir()
+    # As Gemma's: bytes for unknown characters, and no normalization that would lose spaces.
+    plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    paths["sentencepiece"] = train_sentencepiece(
+        folder / "sentencepiece" / "small.model",
+        vocab_size=320,
+        byte_fallback=True,
+        user_defined_symbols=["\n", "\t"],
+        **plain,
+    )
+    # What llama2.c's exporter reads; it writes the second file from it.
+    paths["bpe"] = train_sentencepiece(
+        folder / "bpe" / "bpe.model",
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        **plain,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=paths["bpe"])
+    ids = range(259, model.vocab_size())
+    pieces = [(model.get_score(i), model.id_to_piece(i).replace("▁", " ")) for i in ids]
+    paths["llama2c"] = write_llama2c(folder / "llama2c" / "tok330.bin", pieces)
+    paths["byte_level"] = train_byte_level(folder / "byte_level" / "tokenizer.json")
+    paths["gemma"] = train_like_gemma(folder / "gemma" / "tokenizer.json")
+    return paths | {"bytes": "bytes"}
+
+
+@pytest.fixture(params=["bytes", "sentencepiece", "byte_level", "gemma", "llama2c"])
+def tokenizer(request, models):
+    return data.load_tokenizer(models[request.param])
+
+
+def beside(path, name, content):
+    """Writes JSON next to a file."""
+    path.with_name(name).write_text(json.dumps(content))
+
+
+# --- every kind -------------------------------------------------------------------------------
+
+
+def test_round_trip_of_any_text(tokenizer):
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.int32 and ids.ndim == 1 and tokenizer.bos not in ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode([tokenizer.bos, *ids, tokenizer.bos]) == text
+        assert len(tokenizer.pieces(ids)) == len(ids)
+
+
+def test_encode_batch_pads_with_bos(tokenizer):
+    texts = ["the cat", "a", ""]
+    ids = [tokenizer.encode(text).tolist() for text in texts]
+    tokens, weights = tokenizer.encode_batch(texts)
+    assert tokens.shape == weights.shape == (3, 1 + len(ids[0]))
+    assert tokens.dtype == np.int32 and weights.dtype == np.float32
+    for row, weight, expected in zip(tokens, weights, ids, strict=True):
+        real = 1 + len(expected)
+        assert row.tolist() == [tokenizer.bos, *expected] + [tokenizer.bos] * (len(row) - real)
+        assert weight.tolist() == [1] * real + [0] * (len(row) - real)
+    cut_tokens, cut_weights = tokenizer.encode_batch(texts, length=3)
+    np.testing.assert_array_equal(cut_tokens, tokens[:, :3])
+    np.testing.assert_array_equal(cut_weights, weights[:, :3])
+
+
+def test_encode_batch_refuses(tokenizer):
+    for texts in ([], "one string"):
+        with pytest.raises(UserError, match="must be a list with at least one text"):
+            tokenizer.encode_batch(texts)
+    with pytest.raises(UserError, match=r"length=0 .*config.data.length"):
+        tokenizer.encode_batch(["a"], length=0)
+
+
+def test_ids_outside_the_vocabulary(tokenizer):
+    for ids in ([0, tokenizer.vocab_size], [-1]):
+        for read in (tokenizer.decode, tokenizer.pieces):
+            with pytest.raises(UserError, match=f"id {ids[-1]} is not in.*config.data.tokenizer"):
+                read(ids)
+
+
+def test_a_run_carries_its_tokenizer(tokenizer, tmp_path):
+    """What a run's folder holds is enough, wherever the original went."""
+    for _ in range(2):  # a run that goes on writes again
+        own.write_model(tmp_path, DECODER, tokenizer)
+    loaded = checkpoints.load_tokenizer(tmp_path)
+    assert type(loaded) is type(tokenizer)
+    assert (loaded.bos, loaded.vocab_size) == (tokenizer.bos, tokenizer.vocab_size)
+    np.testing.assert_array_equal(loaded.encode("the cat"), tokenizer.encode("the cat"))
+    own.write_model(tmp_path, DECODER, loaded)
+    assert checkpoints.load_tokenizer(tmp_path).decode(tokenizer.encode("the cat")) == "the cat"
+
+
+# --- bytes and SentencePiece ------------------------------------------------------------------
+
+
+def test_byte_ids_and_labels():
+    tokenizer = data.ByteTokenizer()
+    assert (tokenizer.name, tokenizer.bos, tokenizer.vocab_size) == ("bytes", 256, 257)
+    np.testing.assert_array_equal(tokenizer.encode("A\u00e9"), [65, 0xC3, 0xA9])
+    assert tokenizer.decode([65, 0xC3]) == "A\ufffd"
+    labels = ["<bos>", "A", "\u2581", "<0x0A>", "<0xC3>"]
+    assert tokenizer.pieces([256, 65, 32, 10, 0xC3]) == labels
+
+
+def test_sentencepiece_is_the_model(models):
+    path = models["sentencepiece"]
+    tokenizer = data.load_tokenizer(path)
+    model = sentencepiece.SentencePieceProcessor(model_file=path)
+    assert (tokenizer.name, tokenizer.bos) == (path, model.bos_id())
+    assert tokenizer.vocab_size == model.vocab_size()
+    assert tokenizer.encode("the cat").tolist() == model.encode("the cat")
+    pieces = tokenizer.pieces([tokenizer.bos, *tokenizer.encode("the\n\tcat")])
+    assert (
+        pieces[0] == "<s>" and "<0x0A>" in pieces and "<0x09>" in pieces and "\u2581" in pieces[1]
+    )
+
+
+# --- Hugging Face -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, pieces",
+    [
+        (
+            "byte_level",
+            ["<|begin_of_text|>", "the", "▁cat", "<0x0A>", "<0xE6>", "<0xBC>", "<0xA2>"],
+        ),
+        ("gemma", ["<bos>", "the", "▁cat", "<0x0A>", "<0xE6>", "<0xBC>", "<0xA2>"]),
+    ],
+)
+def test_hugging_face_is_the_library(models, kind, pieces):
+    tokenizer = data.load_tokenizer(models[kind])
+    model = tokenizers.Tokenizer.from_file(models[kind])
+    assert tokenizer.name == models[kind]
+    assert tokenizer.vocab_size == model.get_vocab_size()
+    assert tokenizer.bos == model.token_to_id(pieces[0])
+    model.no_truncation()
+    model.no_padding()
+    for text in (*SENTENCES, *TEXTS):
+        expected = model.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text).tolist() == expected
+    ids = [tokenizer.bos, *tokenizer.encode("the cat\n\u6f22")]
+    assert "".join(tokenizer.pieces(ids)) == "".join(pieces)
+    assert tokenizer.pieces(ids)[-4:] == pieces[-4:]
+
+
+def test_labels_of_whole_characters_and_added_tokens(tmp_path):
+    model = tokenizers.Tokenizer.from_file(train_byte_level(tmp_path / "t.json"))
+    model.add_tokens(["two words", "\u6f22\u5b57"])
+    model.save(str(tmp_path / "t.json"))
+    tokenizer = data.load_tokenizer(tmp_path / "t.json")
+    ids = tokenizer.encode("two words\u6f22\u5b57\u00e9")
+    assert tokenizer.pieces(ids) == ["two▁words", "\u6f22\u5b57", "<0xC3>", "<0xA9>"]
+    # Every byte but the 13 that UTF-8 never has, each as the library spells it.
+    text = "".join(chr(n) for n in (*range(0x800), *range(0x800, 0x110000, 0x1000)))
+    text = "".join(c for c in text if not 0xD800 <= ord(c) < 0xE000 and c not in "▁<")
+    for character in text:
+        pieces = tokenizer.pieces(tokenizer.encode(character))
+        expected = [f"<0x{byte:02X}>" for byte in character.encode()]
+        assert pieces == (expected if ord(character) > 127 else [label(character)])
+
+
+def test_ids_that_are_in_use_up_to_the_last(tmp_path):
+    """Released vocabularies have holes: 4 tokens, and 9 is one of them."""
+    path = train_byte_level(tmp_path / "t.json")
+    file = json.loads((tmp_path / "t.json").read_text())
+    unused = max(file["model"]["vocab"].values()) + 1
+    added = file["added_tokens"][0] | {"id": unused + 3, "content": "<late>"}
+    file["model"]["vocab"]["<late>"] = unused + 3
+    file["added_tokens"].append(added)
+    (tmp_path / "t.json").write_text(json.dumps(file))
+    tokenizer = data.load_tokenizer(path)
+    assert tokenizer.vocab_size == unused + 4
+    assert tokenizer.pieces([unused, unused + 3]) == [f"<{unused}>", "<late>"]
+    assert tokenizer.decode([unused, unused + 3]) == "<late>"
+
+
+SPECIAL = ("<a>", "<s>", "<|endoftext|>")  # ids 0, 1, 2
+
+
+@pytest.mark.parametrize(
+    "settings, model, bos",
+    [
+        ({"bos_token": "<a>"}, {"bos_token_id": 2}, 0),
+        ({"bos_token": {"content": "<a>", "lstrip": False}}, None, 0),
+        ({"bos_token": None, "pad_token": "<a>"}, {"bos_token_id": 2, "model_type": "qwen3"}, None),
+        ({"pad_token": "<a>"}, {"bos_token_id": 2}, 2),
+        (None, {"bos_token_id": 0}, 0),
+        ({"pad_token": "<a>"}, {"bos_token_id": None}, 1),
+        (None, None, 1),
+    ],
+)
+def test_where_bos_comes_from(tmp_path, settings, model, bos):
+    path = tmp_path / "tokenizer.json"
+    train_byte_level(path, SPECIAL)
+    if settings is not None:
+        beside(path, SETTINGS_FILE, settings)
+    if model is not None:
+        beside(path, "config.json", model)
+    tokenizer = data.load_tokenizer(path)
+    assert tokenizer.bos == bos
+    tokens, _ = tokenizer.encode_batch(["the", "the cat sat on"])
+    start = [] if bos is None else [bos]
+    assert tokens[1].tolist() == [*start, *tokenizer.encode("the cat sat on")]
+    run = tmp_path / "run"
+    run.mkdir()
+    own.write_model(run, DECODER, tokenizer)
+    assert checkpoints.load_tokenizer(run).bos == bos
+
+
+def test_a_well_known_name_must_be_special(tmp_path):
+    model = tokenizers.Tokenizer.from_file(train_byte_level(tmp_path / "t.json", ()))
+    model.add_tokens(["<s>"])
+    model.save(str(tmp_path / "t.json"))
+    assert data.load_tokenizer(tmp_path / "t.json").bos is None, "<s> is HTML there"
+
+
+@pytest.mark.parametrize(
+    "settings, pad",
+    [
+        ({"pad_token": "<|endoftext|>", "eos_token": "<s>"}, 2),
+        ({"eos_token": {"content": "<s>"}}, 1),
+        ({"pad_token": None, "eos_token": "<none>"}, 0),
+        ({}, 0),
+    ],
+)
+def test_a_model_without_bos(tmp_path, settings, pad):
+    path = tmp_path / "tokenizer.json"
+    train_byte_level(path, SPECIAL)
+    beside(path, SETTINGS_FILE, {"bos_token": None} | settings)
+    tokenizer = data.load_tokenizer(path)
+    ids = tokenizer.encode("the cat sat").tolist()
+    tokens, weights = tokenizer.encode_batch(["the cat sat", ""])
+    assert tokens.tolist() == [ids, [pad] * len(ids)]
+    assert weights.tolist() == [[1] * len(ids), [0] * len(ids)]
+    assert tokenizer.decode(ids) == "the cat sat" and "▁cat" in tokenizer.pieces(ids)
+    with pytest.raises(UserError, match=r"texts=\[''\] have no tokens, and .* has no BOS"):
+        tokenizer.encode_batch([""])
+
+
+def test_training_needs_bos(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train_byte_level(path, SPECIAL)
+    beside(path, SETTINGS_FILE, {"bos_token": None})
+    tokenizer = data.load_tokenizer(path)
+    settings = config.default()
+    settings.data.tokenizer = str(path)
+    settings.data.path = str(tmp_path / "none, and not even looked for")
+    stream = np.zeros(100, np.uint16)
+    for start in (
+        lambda: data.load_corpus(settings),
+        lambda: data.tokenize(["a"], tokenizer),
+        lambda: data.TrainBatches(stream, 10, 2, 0, tokenizer.bos),
+        lambda: data.held_out_batches(stream, 10, 2, tokenizer.bos),
+    ):
+        message = r"tokenizer .* has no BOS id: every window starts.*set config.data.tokenizer"
+        with pytest.raises(UserError, match=message):
+            start()
+
+
+def test_gemma_always_has_bos(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train_like_gemma(path)
+    for settings in ({}, {"bos_token": None}, {"bos_token": None, "add_bos_token": False}):
+        beside(path, SETTINGS_FILE, settings)
+        tokens, _ = data.load_tokenizer(path).encode_batch(["the"])
+        assert tokens[0, 0] == tokenizers.Tokenizer.from_file(str(path)).token_to_id("<bos>") == 2
+    train_like_gemma(path, special=("<pad>", "<eos>", "<unk>"))
+    assert data.load_tokenizer(path).bos is None
+    for model_type in ("gemma", "gemma3_text", "recurrent_gemma"):
+        beside(path, "config.json", {"model_type": model_type})
+        with pytest.raises(UserError, match=r"no BOS id: .*garbage.*5.9e9.*set bos_token"):
+            data.load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        (
+            SETTINGS_FILE,
+            {"bos_token": "<b>"},
+            "bos_token='<b>' of .*_config.json is not in the voc",
+        ),
+        (SETTINGS_FILE, {"bos_token": {"a": 1}}, r"bos_token={'a': 1} of .* is not in the voc"),
+        (SETTINGS_FILE, {"bos_token": 7}, r"bos_token=7 of .* is not in the voc"),
+        (SETTINGS_FILE, ["bos_token"], "tokenizer_config.json must be a JSON object"),
+        ("config.json", {"bos_token_id": 9999}, "bos_token_id=9999 of .*config.json is not in "),
+        ("config.json", {"bos_token_id": [1, 2]}, r"bos_token_id=\[1, 2\] of .* is not in "),
+    ],
+)
+def test_files_beside_it_that_are_wrong(tmp_path, name, content, message):
+    path = tmp_path / "tokenizer.json"
+    train_byte_level(path)
+    beside(path, name, content)
+    with pytest.raises(UserError, match=message):
+        data.load_tokenizer(path)
+    path.with_name(name).write_text("{")
+    with pytest.raises(UserError, match=f"{name} is not JSON.*mend or remove it"):
+        data.load_tokenizer(path)
+
+
+# --- llama2.c ---------------------------------------------------------------------------------
+
+
+def random_texts(count):
+    """Of the letters that the models know, and some that they do not."""
+    generator = random.Random(0)
+    letters = "thecat satondgl  rfquy\n\u00e9\u6f22"
+    for _ in range(count):
+        yield "".join(generator.choices(letters, k=generator.randrange(60)))
+
+
+def test_llama2c_is_the_sentencepiece_model_it_was_made_from(models):
+    tokenizer = data.load_tokenizer(models["llama2c"])
+    model = sentencepiece.SentencePieceProcessor(model_file=models["bpe"])
+    assert (tokenizer.bos, tokenizer.vocab_size) == (model.bos_id(), model.vocab_size())
+    for text in (*SENTENCES, *TEXTS, *random_texts(500)):
+        ids = model.encode(text)
+        assert tokenizer.encode(text).tolist() == ids
+        assert tokenizer.decode([tokenizer.bos, *ids]) == model.decode(ids) == text
+    ids = [1, *tokenizer.encode("the cat\n\u6f22"), 2]
+    expected = ["<s>", "▁the", "▁cat", "<0x0A>", "<0xE6>", "<0xBC>", "<0xA2>", "</s>"]
+    assert tokenizer.pieces(ids) == expected
+
+
+def join_by_search(pieces, scores):
+    """The plain rule: each time look at all neighbours, join the best, of equal ones the first."""
+    pieces = list(pieces)
+    while True:
+        found = [(i, pieces[i] + pieces[i + 1]) for i in range(len(pieces) - 1)]
+        found = [(scores[joined], -i) for i, joined in found if joined in scores]
+        if not found:
+            return pieces
+        i = -max(found)[1]
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+
+
+def test_llama2c_joins_the_best_neighbours_and_of_equal_ones_the_first(tmp_path):
+    pieces = [" ", *"ab", "aa", "ab", "ba", " a", "aba", "bab", "aab", "abab", "baa", " ab"]
+    generator = random.Random(1)
+    for _ in range(20):
+        scores = {piece: float(generator.randrange(-4, 0)) for piece in pieces}
+        path = write_llama2c(tmp_path / "t.bin", [(scores[piece], piece) for piece in pieces])
+        tokenizer = data.load_tokenizer(path)
+        for length in range(1, 14):
+            text = "".join(generator.choices("aab ", k=length))
+            found = [pieces[i - 259] for i in tokenizer.encode(text)]
+            assert found == join_by_search(" " + text, scores)
+
+
+def test_llama2c_text_that_spells_a_special_token_stays_text(tmp_path):
+    """Only pieces of text are joined into: a file's \\n<s>\\n and <0x41> are not."""
+    steps = ["\n<", "\n<s", "\n<s>", "<0", "<0x", "<0x4", "<0x41"]
+    pieces = [*dict.fromkeys(" \n<s>0x41"), *steps]
+    tokenizer = data.load_tokenizer(write_llama2c(tmp_path / "t.bin", [(0.0, p) for p in pieces]))
+    for text in ("\n<s>\n", "<0x41>"):
+        ids = tokenizer.encode(text)
+        assert min(ids) >= 259
+        assert tokenizer.decode(ids) == text
+
+
+def test_llama2c_decodes_documents_one_after_another(models):
+    tokenizer = data.load_tokenizer(models["llama2c"])
+    ids = [1, *tokenizer.encode("the cat"), 1, *tokenizer.encode(" a dog"), 1]
+    assert tokenizer.decode(ids) == "the cat a dog"
+    assert tokenizer.decode(tokenizer.encode("\u00e9")[:2]) == "\ufffd"
+
+
+def test_llama2c_without_a_piece_for_the_space(tmp_path):
+    tokenizer = data.load_tokenizer(write_llama2c(tmp_path / "t.bin", [(0.0, "a")]))
+    assert tokenizer.encode("a b").tolist() == [35, 259, 35, 3 + ord("b")]
+    assert tokenizer.decode([35, 259, 35, 3 + ord("b")]) == "a b"
+
+
+def test_llama2c_files_that_are_none(models, tmp_path):
+    whole = open(models["llama2c"], "rb").read()
+    path = tmp_path / "t.bin"
+    for content in (b"", whole[:2], whole[:7], whole[:-1], whole[:1000], b"\0" * 100, b"text" * 99):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"t.bin' is cut off or no tokenizer.bin.*set config"):
+            data.load_tokenizer(path)
+    path.write_bytes(whole.replace(b"<0x41>", b"<0x40>"))
+    with pytest.raises(UserError, match=r"id 68 must be <0x41>, found \['<0x40>'\]"):
+        data.load_tokenizer(path)
+    path.write_bytes(struct.pack("<i", 6) + whole[4:])
+    with pytest.raises(UserError, match="length 7"):
+        data.load_tokenizer(path)
+    for pieces, message in [
+        ([(float("nan"), "a")], "score nan"),
+        ([(0.0, b"")], "length 0"),
+        ([(0.0, b"\xff")], "utf-8"),
+    ]:
+        write_llama2c(path, pieces)
+        with pytest.raises(UserError, match=rf"no tokenizer.bin of llama2.c \(.*{message}"):
+            data.load_tokenizer(path)
+
+
+# --- by name ----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_searched_in_order(models, tmp_path):
+    files = {
+        "tokenizer.model": ("sentencepiece", data.SentencePieceTokenizer),
+        "tokenizer.json": ("gemma", data.HuggingFaceTokenizer),
+        "tok330.bin": ("llama2c", data.Llama2cTokenizer),
+    }
+    for name, (kind, _) in files.items():
+        (tmp_path / name).write_bytes(open(models[kind], "rb").read())
+    for name, (_, expected) in files.items():
+        for spec in (tmp_path, str(tmp_path)):
+            tokenizer = data.load_tokenizer(spec)
+            assert type(tokenizer) is expected
+            assert tokenizer.name == str(tmp_path / name), "a string, as results are written with"
+        (tmp_path / name).unlink()
+    looked_for = r"holds none of tokenizer.model, tokenizer.json, tok\*.bin; set config"
+    with pytest.raises(UserError, match=f"tokenizer folder '{tmp_path}' {looked_for}"):
+        data.load_tokenizer(tmp_path)
+    for name in ("tok1.bin", "tok2.bin"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds tok1.bin, tok2.bin: set config.data.tokenizer"):
+        data.load_tokenizer(tmp_path)
+
+
+def test_home_is_found_and_carried_along(models, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "tokenizer.model").write_bytes(open(models["sentencepiece"], "rb").read())
+    (tmp_path / "run").mkdir()
+    for spec in ("~/tokenizer.model", "~"):
+        own.write_model(tmp_path / "run", DECODER, data.load_tokenizer(spec))
+        assert checkpoints.load_tokenizer(tmp_path / "run").decode([]) == ""
+
+
+def test_tokenizers_that_cannot_be_loaded(tmp_path):
+    for name, content in [
+        ("corrupt.model", "no model"),
+        ("empty.model", ""),
+        ("corrupt.json", "no json"),
+        ("other.json", '{"vocab": {"a": 0}}'),
+    ]:
+        (tmp_path / name).write_text(content)
+    train_sentencepiece(tmp_path / "nobos.model", vocab_size=40, bos_id=-1)
+    for spec, message in [
+        ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
+        (None, "unknown tokenizer None"),
+        (str(tmp_path / "none.model"), "none.model' is not a file"),
+        (str(tmp_path / "none.json"), "none.json' is not a file"),
+        (str(tmp_path / "none.bin"), "none.bin' is not a file"),
+        (str(tmp_path / "corrupt.model"), "corrupt.model' is not a SentencePiece model"),
+        (str(tmp_path / "empty.model"), "empty.model' is not a SentencePiece model"),
+        (str(tmp_path / "nobos.model"), "nobos.model' has no BOS id: every window starts with BOS"),
+        (str(tmp_path / "corrupt.json"), "corrupt.json' is not a tokenizer.json of Hugging Face"),
+        (str(tmp_path / "other.json"), "other.json' is not a tokenizer.json of Hugging Face"),
+    ]:
+        with pytest.raises(UserError, match=f"{message}.*set config.data.tokenizer"):
+            data.load_tokenizer(spec)
