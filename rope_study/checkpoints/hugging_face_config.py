@@ -274,7 +274,7 @@ def _gemma4_shapes(i: int, kind: str, f: Fields) -> dict[str, int]:
     """head_dim and kv_heads of a layer; files saved by Transformers list them by layer."""
     by_layer = f.get("per_layer_config")
     if by_layer is not None:
-        of_layer = by_layer.get(str(i), {})
+        of_layer = {int(key): value for key, value in by_layer.items()}.get(i, {})
         shapes = of_layer.get("head_dim"), of_layer.get("num_key_value_heads")
     elif kind == FULL:
         kv_heads = f.get("num_global_key_value_heads") if f["attention_k_eq_v"] else None

@@ -1,6 +1,7 @@
 """Where the decoder's arrays are in a checkpoint of another format, and in which order of axes."""
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -28,7 +29,7 @@ class Reader(Protocol):
     def read(self, name: str) -> np.ndarray:
         """The array."""
 
-    def where(self, name: str) -> str:
+    def where(self, name: str) -> os.PathLike:
         """The file that has it, for errors."""
 
 

@@ -113,6 +113,10 @@ class TensorFiles:
             part[inside] = _read_block(entry.file, name, block)
         return part
 
+    def where(self, name: str) -> Path:
+        """The file that holds a tensor, or what was opened where there is none; for errors."""
+        return self._entries[name].file if name in self._entries else self._path
+
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             raise UserError(
