@@ -20,26 +20,39 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 def run(main: Callable[[ConfigDict], None]) -> None:
-    """Parses the flags and calls main(config); does not return."""
+    """Parses --config and calls main(config); does not return."""
+    _run(lambda: main(_CONFIG.value), _check_config)
 
+
+def run_flags(main: Callable[[], None]) -> None:
+    """Parses the flags that the command has defined and calls main(); does not return."""
+    del flags.FLAGS.config
+    _run(main, lambda: None)
+
+
+def _run(main: Callable[[], None], check: Callable[[], None]) -> None:
     def start(_: Sequence[str]) -> None:
         try:
             parallel.start()
-            main(_CONFIG.value)
+            main()
         except UserError as error:
             _fail(error)
 
-    app.run(start, flags_parser=_parse)
+    app.run(start, flags_parser=lambda argv: _parse(argv, check))
 
 
-def _parse(argv: Sequence[str]) -> Sequence[str]:
+def _check_config() -> None:
+    if _CONFIG.value is None:
+        raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
+    config_lib.check(_CONFIG.value)
+
+
+def _parse(argv: Sequence[str], check: Callable[[], None]) -> Sequence[str]:
     try:
         rest = flags.FLAGS(list(argv))
         if len(rest) > 1:
-            raise UserError(f"unexpected argument {rest[1]!r}; settings start with --config")
-        if _CONFIG.value is None:
-            raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
-        config_lib.check(_CONFIG.value)
+            raise UserError(f"unexpected argument {rest[1]!r}; settings start with --")
+        check()
     # A config file is Python, and ml_collections passes on what it raises for unknown fields,
     # wrong types and missing files.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:

@@ -342,6 +342,19 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
     return layout
 
 
+def check_bos(config: DecoderConfig, tokens: Array) -> None:
+    """Refuses texts int[B, T] that do not begin with BOS, for models that need it.
+
+    Without it a released Gemma gives garbage: gemma-7b's LAMBADA perplexity is 5.9e9, with it 3.46.
+    """
+    if config.bos is not None and (tokens[:, 0] != config.bos).any():
+        raise UserError(
+            f"a text begins with token {int(tokens[tokens[:, 0] != config.bos][0, 0])}, and this"
+            f" model needs BOS, {config.bos}, in front of every text or gives garbage: use"
+            " encode_batch of checkpoints.load_tokenizer(path)"
+        )
+
+
 def parameter_count(config: DecoderConfig) -> int:
     """How many parameters the decoder has, without making them."""
     tree = jax.eval_shape(

@@ -1,5 +1,6 @@
-"""Checkpoints: a path in, a decoder with its parameters out."""
+"""Checkpoints: a path in, a decoder with its parameters out; and out to Hugging Face."""
 
-from rope_study.checkpoints.own import load, load_tokenizer
+from rope_study.checkpoints.formats import load, load_tokenizer
+from rope_study.checkpoints.hugging_face import export
 
-__all__ = ["load", "load_tokenizer"]
+__all__ = ["export", "load", "load_tokenizer"]

@@ -1,5 +1,6 @@
 """Hugging Face folders: config.json with safetensors in, and out again."""
 
+import functools
 import json
 import os
 import re
@@ -9,15 +10,13 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from rope_study import parallel, variants
 from rope_study.architecture import DecoderConfig
-from rope_study.checkpoints import hugging_face_config, hugging_face_export, loading, own
+from rope_study.checkpoints import hugging_face_config, hugging_face_export
+from rope_study.checkpoints.stored import Located, Released, Stored, locate
 from rope_study.checkpoints.stored import Path as ArrayPath
-from rope_study.checkpoints.stored import Stored, locate
 from rope_study.checkpoints.tensor_files import TensorFiles
-from rope_study.decoder import Decoder, fit_layout
+from rope_study.decoder import Decoder
 from rope_study.errors import UserError
-from rope_study.rotary import Rotary
 
 # Axes: D width, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary, L layers,
 # P token_width.
@@ -55,29 +54,19 @@ POST_NORMS = {
 }
 
 
-def load(
-    folder: str | os.PathLike,
-    *,
-    rotary: Rotary | str | None = None,
-    dtype: str | None = None,
-    mesh: str = "fsdp=-1",
-) -> tuple[Decoder, dict]:
-    """The decoder of a Hugging Face folder and its parameters; see checkpoints.load."""
-    folder = Path(folder)
+def open_checkpoint(folder: str | os.PathLike) -> Released:
+    """The checkpoint in a folder; nothing is read but config.json, names and shapes.
+
+    Raises:
+      UserError: an unsupported model, or files that are missing, damaged or not safetensors.
+    """
+    folder = Path(folder).expanduser()
     kind, fields, wrapped = hugging_face_config.read_fields(folder)
-    file = str(folder / "config.json")
-    trained = hugging_face_config.decoder_config(kind, fields, file)
-    config = trained if rotary is None else variants.apply(trained, rotary)[1]
-    layout = fit_layout(config, parallel.make_layout(mesh))
-    decoder = Decoder(config, layout)
-    own.check_trained(
-        own.abstract_params(decoder), own.abstract_params(Decoder(trained, layout)), rotary
-    )
+    config = hugging_face_config.decoder_config(kind, fields, str(folder / "config.json"))
     files = TensorFiles(folder)
     prefix = _prefix(files, folder)
-    wanted, located = (_locate(c, prefix, files) for c in (config, trained))
-    loading.refuse_extra(located, files, _ignored(trained, prefix, wrapped))
-    return decoder, loading.fill(decoder, wanted, files, dtype, f"loading {folder.name}")
+    find = functools.partial(_locate, prefix=prefix, files=files)
+    return Released(folder.name, config, find, files, _ignored(config, prefix, wrapped))
 
 
 def _prefix(files: TensorFiles, folder: Path) -> str:
@@ -88,9 +77,7 @@ def _prefix(files: TensorFiles, folder: Path) -> str:
     return found[0].removesuffix(_EMBEDDING)
 
 
-def _locate(
-    config: DecoderConfig, prefix: str, files: TensorFiles
-) -> dict[ArrayPath, list[Stored]]:
+def _locate(config: DecoderConfig, prefix: str, files: TensorFiles) -> Located:
     """Where every array is in files of that prefix; the output table stands beside the model."""
     top, layer = tables(config, prefix)
     heads = [name for name in files.names if name.endswith("lm_head.weight")]

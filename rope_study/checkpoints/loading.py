@@ -5,8 +5,8 @@ devices at once, and the layers of a stack into an array that is there already.
 """
 
 import functools
+import re
 import sys
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rope_study.checkpoints.own import abstract_params
-from rope_study.checkpoints.stored import Path, Reader, Stored
+from rope_study.checkpoints.stored import Located, Reader, Stored
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.parallel import is_main_process
@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def fill(
     decoder: Decoder,
-    located: Mapping[Path, list[Stored]],
+    located: Located,
     reader: Reader,
     dtype: str | None = None,
     label: str = "loading",
@@ -44,8 +44,7 @@ def fill(
       UserError: an array is missing or has another shape, or an unknown dtype. Nothing is read
         before all arrays are known to be there.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     shapes = abstract_params(decoder)
     check(located, shapes, reader)
     total = sum(_bytes(reader, stored) for places in located.values() for stored in places)
@@ -60,7 +59,13 @@ def fill(
     return params
 
 
-def check(located: Mapping[Path, list[Stored]], shapes: dict, reader: Reader) -> None:
+def check_dtype(dtype: str | None) -> None:
+    """Refuses a name of no type that parameters may have."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+def check(located: Located, shapes: dict, reader: Reader) -> None:
     """Refuses a checkpoint that lacks an array or has one of another shape; reads no data."""
     names = set(reader.names)
     for path, places in located.items():
@@ -80,11 +85,7 @@ def check(located: Mapping[Path, list[Stored]], shapes: dict, reader: Reader) ->
                 )
 
 
-def refuse_extra(
-    located: Mapping[Path, list[Stored]],
-    reader: Reader,
-    ignored: "re.Pattern | None" = None,  # noqa: F821
-) -> None:
+def refuse_extra(located: Located, reader: Reader, ignored: re.Pattern | None = None) -> None:
     """Refuses a checkpoint that has arrays which the decoder would leave out."""
     used = {stored.name for places in located.values() for stored in places}
     for name in reader.names:

@@ -32,18 +32,9 @@ def load(
     rotary: Rotary | str | None = None,
     step: int | None = None,
     mesh: str = "fsdp=-1",
+    dtype: str | None = None,
 ) -> tuple[Decoder, dict]:
-    """The decoder of a run and its trained parameters.
-
-    Args:
-      path: a run's folder, such as runs/quickstart/rope_theta_10000.
-      rotary: what to run it with instead of what it was trained with, in all layers: an encoding,
-        or a variant such as "yarn(factor=4) + log_n(train_length=256)".
-      step: which checkpoint; the newest where not given.
-      mesh: how to split it over the devices.
-
-    Returns:
-      (decoder, params): `decoder.apply({"params": params}, tokens)` gives (logits, aux).
+    """The decoder of a run and its trained parameters; see formats.load.
 
     Raises:
       UserError: no run at that path, no such checkpoint in it, or `rotary` needs arrays that were
@@ -61,6 +52,8 @@ def load(
                 f"no checkpoint of step {step} in {path}: there are"
                 f" {manager.steps() or 'none'}; give step="
             )
+        if dtype is not None:
+            saved = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), saved)
         params = manager.restore(step, {PARAMS: saved})[PARAMS]
     return decoder, _only(params, wanted)
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -77,10 +78,32 @@ class Stored:
         )
 
 
+Located = dict[Path, list[Stored]]  # one place, or one for each repeat of the pattern
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A checkpoint of another format, of which only names and shapes are read.
+
+    Attributes:
+      name: for the progress bar.
+      config: the decoder that it holds.
+      locate: where the arrays of a decoder are in it.
+      reader: reads them.
+      ignored: matches names that are right to leave out.
+    """
+
+    name: str
+    config: DecoderConfig
+    locate: Callable[[DecoderConfig], Located]
+    reader: Reader
+    ignored: re.Pattern | None = None
+
+
 def locate(
     config: DecoderConfig, top: Mapping[str, Stored], of_layer: Mapping[str, Stored]
-) -> dict[Path, list[Stored]]:
-    """Where every array of the decoder is: one place, or one for each repeat of the pattern.
+) -> Located:
+    """Where every array of the decoder is.
 
     Raises:
       UserError: the decoder has an array that this format has no name for.

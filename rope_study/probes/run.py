@@ -12,7 +12,7 @@ import xarray
 
 from rope_study import parallel, variants
 from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_bos
 from rope_study.errors import UserError
 from rope_study.layer import ACTIVATIONS
 
@@ -68,7 +68,8 @@ def run(
       {probe.name: Dataset}.
 
     Raises:
-      UserError: no batches, or rows that do not divide over the devices.
+      UserError: no batches, rows that do not divide over the devices, or texts without BOS for a
+        model that needs it.
     """
     probed = _in_f32(decoder)
     layout = probed.layout
@@ -81,6 +82,7 @@ def run(
     measure = jax.jit(measure, out_shardings=layout.sharding())
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
+        check_bos(probed.config, tokens)
         part = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
         part = jax.tree.map(lambda a: np.asarray(a, np.float64), part)
