@@ -1,0 +1,179 @@
+"""Section 3: how the activation of a query on a key depends on their distance."""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rope_study.errors import UserError
+from rope_study.rotary import Encoding, pair_count, pairs
+
+# An encoding, or its inverse frequencies float64[d/2] in radians per token.
+Frequencies = Encoding | ArrayLike
+
+
+def frequencies_of(encoding: Frequencies, head_dim: int) -> np.ndarray:
+    """float64[d/2], radians per token, of an encoding or as given.
+
+    An attention factor (YaRN) is left out: it only multiplies what the turning pairs add.
+    """
+    if isinstance(encoding, Encoding):
+        if not encoding.relative or hasattr(encoding, "shared_parameters"):
+            raise UserError(
+                f"{encoding.name}: theory needs fixed frequencies and logits that depend on"
+                " distance only, such as those of rope, p_rope or nope"
+            )
+        return encoding.inverse_frequencies(head_dim)
+    found = np.asarray(encoding, np.float64)
+    if found.shape != (pair_count(head_dim),) or not np.isfinite(found).all():
+        raise UserError(
+            f"inverse frequencies of shape {found.shape} do not fit head_dim={head_dim}: pass an"
+            f" encoding or {head_dim // 2} finite numbers in radians per token"
+        )
+    return found
+
+
+def vector(x: ArrayLike, name: str) -> np.ndarray:
+    """float64[..., d] of what was passed as `name`, refusing what is not finite or is all zero."""
+    x = np.asarray(x, np.float64)
+    if x.ndim == 0 or not np.isfinite(x).all() or not x.any():
+        raise UserError(f"{name} must be a finite vector that is not zero")
+    pair_count(x.shape[-1])
+    return x
+
+
+def activations(
+    query: ArrayLike, key: ArrayLike, encoding: Frequencies, distances: ArrayLike
+) -> np.ndarray:
+    """q^T R^-r k: the logit before scaling and softmax at each distance r = i - j.
+
+    Args:
+      query, key: float64[..., d], before rotation.
+      encoding: or its inverse frequencies float64[d/2].
+      distances: tokens, [R]; negative ones are keys after the query.
+
+    Returns:
+      float64[..., R].
+    """
+    query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
+    if query.shape[-1:] != key.shape[-1:]:
+        raise UserError(
+            f"query {query.shape} and key {key.shape} differ in head_dim, the last axis"
+        )
+    (q1, q2), (k1, k2) = pairs(query), pairs(key)
+    frequencies = frequencies_of(encoding, query.shape[-1])
+    angles = np.outer(frequencies, np.asarray(distances, np.float64))  # [d/2, R]
+    return (q1 * k1 + q2 * k2) @ np.cos(angles) + (q1 * k2 - q2 * k1) @ np.sin(angles)
+
+
+def rotate_key(x: ArrayLike, encoding: Frequencies, distance: float) -> np.ndarray:
+    """R^distance x, float64[..., d]: every pair turned forward by distance * frequency."""
+    x = np.asarray(x, np.float64)
+    angles = frequencies_of(encoding, x.shape[-1]) * distance
+    turned = np.empty_like(x)
+    (first, second), (to_first, to_second) = pairs(x), pairs(turned)
+    to_first[...] = first * np.cos(angles) - second * np.sin(angles)
+    to_second[...] = second * np.cos(angles) + first * np.sin(angles)
+    return turned
+
+
+# --- Prop. 3.1 --------------------------------------------------------------------------------
+
+
+class Peak(NamedTuple):
+    """A key, its activation float64[L] at distances 0..L-1, and its lead at the chosen one."""
+
+    key: np.ndarray
+    activation: np.ndarray
+    lead: float  # over the best of all other distances; 0 where the maximum is not unique
+
+
+def prop_3_1_key(query: ArrayLike, distance: int, encoding: Frequencies) -> np.ndarray:
+    """The key float64[d] whose activation is largest at that distance behind the query.
+
+    k = R^r q. A key is turned back against the query by its distance, so it has to start turned
+    forward: R^-r q would peak r tokens AFTER the query, where causal attention reads nothing.
+    """
+    return rotate_key(vector(query, "query"), encoding, distance)
+
+
+def prop_3_1(query: ArrayLike, distance: int, encoding: Frequencies, context: int) -> Peak:
+    """Prop. 3.1: a query and a distance have a key whose activation is maximal there: no decay.
+
+    At distance s the activation is sum_k |q^(k)|^2 cos(g_k (s - r)) <= |q|^2, with equality at
+    s = r. The maximum is unique among all distances unless a whole number m > 0 of tokens brings
+    every pair that the query uses back to its start: g_k m a multiple of 2 pi wherever q^(k) != 0.
+    So it is unique as soon as the query uses one pair with g_k / 2 pi irrational, and every pair
+    of RoPE is one: g_k is algebraic for a rational theta, pi is not. It is never unique for a
+    query that lives in pairs with g_k = 0 only: all of NoPE, the still pairs of p-RoPE.
+
+    Args:
+      query: float64[d], not zero.
+      distance: 0 .. context - 1, where the maximum shall be.
+      encoding: or its inverse frequencies float64[d/2].
+      context: L, tokens.
+    """
+    if not 0 <= distance < context or context < 2:
+        raise UserError(f"distance={distance} must lie in 0 .. context - 1, context={context}")
+    key = prop_3_1_key(query, distance, encoding)
+    activation = activations(query, key, encoding, np.arange(context))
+    lead = activation[distance] - np.delete(activation, distance).max()
+    return Peak(key, activation, float(lead))
+
+
+# --- Prop. 3.2 and Fig. 2 ---------------------------------------------------------------------
+
+
+class Gaussian(NamedTuple):
+    """Draws of q^T R^-r k by distance, all float64[R], beside their closed forms."""
+
+    distances: np.ndarray
+    mean: np.ndarray
+    half_width: np.ndarray  # of the confidence interval of the mean, each distance for itself
+    variance: np.ndarray
+    expected_mean: np.ndarray  # 0
+    expected_variance: np.ndarray  # d
+
+
+def prop_3_2(
+    encoding: Frequencies,
+    head_dim: int,
+    distances: ArrayLike,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Gaussian:
+    """Prop. 3.2: for q, k ~ N(0, I), E[q^T R^-r k] = 0 at every distance r.
+
+    The variance is d at every distance (not in the paper): R^-r k ~ N(0, I) again, so nothing
+    about the activation of such a pair knows r. 1/sqrt(d) makes it 1. The same draws serve every
+    distance, so neighbouring means err together.
+
+    Args:
+      encoding: or its inverse frequencies float64[d/2].
+      head_dim: d.
+      distances: tokens, [R].
+      samples: draws of (q, k), at least 2.
+      seed: of NumPy's default_rng.
+      confidence: of the interval at one distance; 5 in 100 distances miss 0 at 0.95.
+    """
+    if samples < 2 or not 0 < confidence < 1:
+        raise UserError(f"samples={samples} must be at least 2, confidence={confidence} in (0, 1)")
+    q, k = np.random.default_rng(seed).standard_normal((2, samples, head_dim))
+    drawn = activations(q, k, encoding, distances)
+    variance = drawn.var(axis=0, ddof=1)
+    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * np.sqrt(variance / samples)
+    zeros = np.zeros_like(variance)
+    distances = np.asarray(distances)
+    return Gaussian(distances, drawn.mean(0), half_width, variance, zeros, zeros + head_dim)
+
+
+def fig_2a(encoding: Frequencies, head_dim: int, distances: ArrayLike) -> np.ndarray:
+    """Fig. 2a: q = k = all ones has activation 2 sum_k cos(g_k r), float64[R], which decays.
+
+    It is d at distance 0. It is also E[q^T R^-r q] for q ~ N(0, I): what decays is a query read
+    by itself, not queries and keys that are independent.
+    """
+    frequencies = frequencies_of(encoding, head_dim)
+    return 2 * np.cos(np.outer(np.asarray(distances, np.float64), frequencies)).sum(-1)
