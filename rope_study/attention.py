@@ -6,6 +6,7 @@ key/value head n // (N / K): N = K is multi-head, K = 1 multi-query, between the
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,20 +146,37 @@ def over_queries(function: Callable, q: Array, rows: Array) -> Array:
     All at once where they are few, block by block where T is long, so that memory grows with T
     and not with its square; the backward pass goes through a block again.
     """
-    T = q.shape[1]
-    queries = jnp.arange(T)
-    if T <= LONG:
-        return function(q, rows, queries)
-    # The last block is filled up with the last query.
-    blocks = jnp.minimum(jnp.arange(-(-T // QUERY_BLOCK) * QUERY_BLOCK), T - 1)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(queries: Array) -> Array:
         return function(jnp.take(q, queries, axis=1), rows[queries], queries)
 
-    found = jax.lax.map(block, blocks.reshape(-1, QUERY_BLOCK))  # [blocks, B, block, ...]
-    found = jnp.moveaxis(found, 0, 1)
-    return found.reshape(found.shape[0], -1, *found.shape[3:])[:, :T]
+    blocks, rest = _split(q.shape[1])
+    if blocks is None:
+        return function(q, rows, rest)
+    found = jnp.moveaxis(jax.lax.map(block, blocks), 0, 1)  # [B, blocks, block, ...]
+    found = found.reshape(found.shape[0], -1, *found.shape[3:])
+    return jnp.concatenate([found, block(rest)], axis=1) if rest.size else found
+
+
+def sum_over_queries(function: Callable[[Array], Any], length: int) -> Any:
+    """The sum of function(queries int[t]), a tree of arrays, over blocks of 0..length-1."""
+    blocks, rest = _split(length)
+    if blocks is None:
+        return function(rest)
+    add = functools.partial(jax.tree.map, jnp.add)
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(function, blocks[0]))
+    total, _ = jax.lax.scan(lambda sums, some: (add(sums, function(some)), None), start, blocks)
+    return add(total, function(rest)) if rest.size else total
+
+
+def _split(length: int) -> tuple[Array | None, Array]:
+    """int[blocks, QUERY_BLOCK] and the queries that are left; all are left where they are few."""
+    queries = jnp.arange(length)
+    if length <= LONG:
+        return None, queries
+    whole = length // QUERY_BLOCK * QUERY_BLOCK
+    return queries[:whole].reshape(-1, QUERY_BLOCK), queries[whole:]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

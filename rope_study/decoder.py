@@ -190,7 +190,8 @@ class Decoder(nn.Module):
             activations: dict[str, Array] = {}
 
             def tap(name: str, value: Array) -> Array:
-                activations[name] = value if edit is None else edit(name, index, value)
+                edited = edit is not None and not callable(value)
+                activations[name] = edit(name, index, value) if edited else value
                 return activations[name]
 
             def recall(new: Keys | None) -> Keys:

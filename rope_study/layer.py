@@ -6,12 +6,14 @@ P token_width.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rope_study import attention
 from rope_study.architecture import DecoderConfig, LayerSpec
+from rope_study.attention import Weigh
 from rope_study.errors import UserError
 from rope_study.logits import Inputs
 from rope_study.norm import normalise, rms_norm
@@ -27,11 +29,15 @@ ACTIVATIONS = {
     "v": "values [B, T, K, H]",
     "q_rotated": "queries after rotation [B, T, N, H]",
     "k_rotated": "keys after rotation [B, T, K, H]",
+    "attention": "attention weights, block by block: a function, see `Look`",
     "mixed": "what each head read [B, T, N, H]",
     "residual": "the residual stream after the layer [B, T, D]",
 }
 
-Tap = Callable[[str, Array], Array]
+# look(reduce) sums reduce(weights f32[B, N, t, S], queries int[t]) over blocks of the T queries:
+# the weights that the layer itself uses, of which no more than a block is ever held.
+Look = Callable[[Callable[[Array, Array], Any]], Any]
+Tap = Callable[[str, Array | Look], Array]
 Weights = Mapping[str, Array]
 # What queries read, of every key: "k" (rotated) and "v" [B, S, K, H], "before" (k before rotation),
 # "positions" int[B or 1, S], and what the layer's logit function keeps.
@@ -107,11 +113,29 @@ def _attention(
         places = jnp.arange(h.shape[1]) if rows is None else rows
         inputs = Inputs(positions, h, q, places, keys, spec.rotary, w)
         weigh = lambda logits, mask, some: spec.logits.weights(logits, mask, inputs.of(some))  # noqa: E731
+    tap("attention", _look(q_rotated, keys["k"], spec, weigh, rows))
     with jax.named_scope("attention"):
         mixed = attention.attend(
             q_rotated, keys["k"], keys["v"], spec.window, config.attention, spec.chunk, weigh, rows
         )
     return _project("btnh,nhd->btd", tap("mixed", mixed), w["o"]), keys
+
+
+def _look(q: Array, k: Array, spec: LayerSpec, weigh: Weigh | None, rows: Array | None) -> Look:
+    """The layer's attention weights as a function that sums over them."""
+    rows = jnp.arange(q.shape[1]) if rows is None else rows
+
+    def look(reduce: Callable[[Array, Array], Any]) -> Any:
+        def some(queries: Array) -> Any:
+            part = jnp.take(q, queries, axis=1)
+            weights = attention.probabilities(
+                part, k, spec.window, spec.chunk, weigh, rows[queries], queries
+            )
+            return reduce(weights, queries)
+
+        return attention.sum_over_queries(some, q.shape[1])
+
+    return look
 
 
 def _queries(

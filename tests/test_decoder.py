@@ -128,6 +128,29 @@ def test_blocks_of_queries_equal_all_at_once(window, chunk, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
 
 
+@pytest.mark.parametrize("pattern", ["mixed", "one"])
+def test_attention_that_probes_see_is_the_layers_own_in_blocks(pattern, monkeypatch):
+    """Sums over blocks of 5 of 24 tokens, of what is linear in the weights."""
+    config = dataclasses.replace(TINY, layers=4, pattern=PATTERNS[pattern])
+    variables = init(config)
+
+    def measure(activations, weights):
+        return activations["attention"](
+            lambda w, queries: {
+                "by_query": jnp.zeros((2, 4, 24, 24)).at[:, :, queries].add(w),
+                "received": w.sum(axis=2),
+            }
+        )
+
+    seen = Probe("seen", ("attention",), measure, lambda *_: None)
+    run = lambda: Decoder(config).apply(variables, TOKENS, probes=[seen])[1]["seen"]  # noqa: E731
+    expected = run()
+    monkeypatch.setattr(attention, "LONG", 8)
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(), expected)
+    np.testing.assert_allclose(expected[0]["by_query"].sum(axis=-1), 1, atol=1e-6)
+
+
 def test_long_attention_holds_no_square_of_the_length():
     """Temporary memory at 16,384 tokens: a block of logits, 512 x 16,384, not 1 GiB."""
     a = jax.ShapeDtypeStruct((1, 16_384, 1, 8), jnp.float32)
@@ -147,13 +170,19 @@ def test_rms_norm_adds_one_to_its_weight():
 @pytest.mark.parametrize("scan", [True, False])
 def test_probes_see_every_name_with_and_without_remat(remat, scan):
     config = dataclasses.replace(TINY, layers=3, remat=remat, scan=scan)
-    shapes = Probe("shapes", tuple(ACTIVATIONS), lambda a, w: dict(a), lambda *_: None)
+
+    def measure(activations, weights):
+        return activations | {"attention": activations["attention"](lambda w, _: w)}
+
+    shapes = Probe("shapes", tuple(ACTIVATIONS), measure, lambda *_: None)
     _, aux = Decoder(config).apply(init(config), TOKENS, probes=[shapes])
     assert len(aux["shapes"]) == 3
     for layer in aux["shapes"]:
         assert set(layer) == set(ACTIVATIONS)
         assert layer["q"].shape == (2, 24, 4, 16) and layer["k_rotated"].shape == (2, 24, 2, 16)
         assert layer["residual"].shape == (2, 24, 32)
+        read = attention.mix(layer["attention"], layer["v"])
+        np.testing.assert_allclose(read, layer["mixed"], atol=1e-6)
     assert not np.allclose(aux["shapes"][0]["q"], aux["shapes"][1]["q"])
 
 

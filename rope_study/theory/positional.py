@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rope_study import attention, presets
-from rope_study.decoder import Decoder, DecoderConfig, Edit
+from rope_study import presets
+from rope_study.architecture import DecoderConfig
+from rope_study.decoder import Decoder, Edit
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
 
@@ -19,22 +20,19 @@ from rope_study.rotary import Rotary
 
 
 @dataclasses.dataclass(frozen=True)
-class _RotatedQK:
-    """A probe that hands out q and k as attention sees them."""
+class _Attention:
+    """A probe that hands out attention as the layer computes it."""
 
-    name: str = "rotated_qk"
+    name: str = "attention"
 
     def measure(self, activations, weights):
-        return activations["q_rotated"], activations["k_rotated"]
+        return activations["attention"](lambda attention, queries: attention)
 
 
 def first_layer_attention(
     config: DecoderConfig, params: dict, tokens: Sequence[int], edit: Edit | None = None
 ) -> np.ndarray:
     """Attention f32[N, T, T] of a decoder's first layer on one text int[T]."""
-    spec = config.layer_specs[0]
-    if spec.logits is not None:
-        raise UserError(f"{spec.logits.name} stands in place of the plain softmax; leave it out")
     return np.asarray(_first_layer_attention(config, edit, params, jnp.asarray([tokens]))[0])
 
 
@@ -42,9 +40,8 @@ def first_layer_attention(
 def _first_layer_attention(
     config: DecoderConfig, edit: Edit | None, params: dict, tokens: jax.Array
 ) -> jax.Array:
-    _, aux = Decoder(config).apply({"params": params}, tokens, probes=[_RotatedQK()], edit=edit)
-    q, k = aux["rotated_qk"][0]
-    return attention.probabilities(q, k, config.pattern[0].window, config.pattern[0].chunk)
+    _, aux = Decoder(config).apply({"params": params}, tokens, probes=[_Attention()], edit=edit)
+    return aux["attention"][0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
