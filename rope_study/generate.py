@@ -171,8 +171,8 @@ def main() -> None:
     f = flags.FLAGS
     if f.checkpoint is None:
         raise UserError("no checkpoint; give one, as in --checkpoint=runs/quickstart/nope")
-    tokenizer = checkpoints.load_tokenizer(f.checkpoint)
     decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
+    tokenizer = checkpoints.load_tokenizer(f.checkpoint)
     made = generate(
         decoder, params, tokenizer, f.text, tokens=f.tokens, temperature=f.temperature, seed=f.seed
     )
