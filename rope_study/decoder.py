@@ -181,7 +181,7 @@ class Decoder(nn.Module):
             positions = jnp.arange(T)[None] if rows is None else rows[None]
         if weights is None:
             weights = jnp.ones(tokens.shape, jnp.float32)
-        embedded = self._embed(tokens)
+        embedded = self.embed(tokens)
         token_inputs = self._token_inputs(tokens, embedded) if c.token_width else None
 
         def run_layer(
@@ -208,7 +208,7 @@ class Decoder(nn.Module):
         x, measured, keys = self._run_layers(run_layer, embedded, cache, keep)
         return rms_norm(x, self.final_norm, c.norm_epsilon, c.norm_offset), measured, keys
 
-    def _embed(self, tokens: Array) -> Array:
+    def embed(self, tokens: Array) -> Array:
         """tokens int[B, T] -> [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
         x = self.embedding[tokens].astype(dtype)

@@ -1,0 +1,150 @@
+"""Where a decoder first differs from a peer: the tool for porting a model.
+
+The peer's activations go into one dictionary (docs/checkpoints.md shows how to catch them in
+Transformers); names are those of rope_study.layer.ACTIVATIONS behind their layer:
+
+    golden = {"tokens": ..., "embedding": ..., "layer_0/q_rotated": ..., "layer_0/residual": ...,
+              "logits": ...}
+    print(checkpoints.compare(decoder, params, golden))
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_study import rotary
+from rope_study.decoder import Decoder
+from rope_study.errors import UserError, nearest
+
+# In the order in which a layer makes them.
+COMPARED = ("q", "q_rotated", "v", "k", "k_rotated", "mixed", "residual")
+WITH_PAIRS = ("q", "k", "q_rotated", "k_rotated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One tensor: the largest absolute difference, the largest golden value, and a hint."""
+
+    name: str
+    difference: float
+    scale: float
+    agrees: bool
+    hint: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All tensors in the order in which the decoder makes them."""
+
+    rows: tuple[Row, ...]
+    tolerance: float
+
+    @property
+    def first_difference(self) -> str | None:
+        """The first tensor that differs, such as "layer_3/k_rotated"; None where all agree."""
+        return next((row.name for row in self.rows if not row.agrees), None)
+
+    def __str__(self):
+        width = max(len(row.name) for row in self.rows)
+        lines = [f"{'tensor':<{width}}  max difference  max golden"]
+        for row in self.rows:
+            mark = "" if row.agrees else "  DIFFERS" + (f": {row.hint}" if row.hint else "")
+            lines.append(f"{row.name:<{width}}  {row.difference:14.3g}  {row.scale:10.3g}{mark}")
+        first = self.first_difference
+        told = f"first difference: {first}" if first else "everything agrees"
+        return "\n".join([*lines, f"{told} (tolerance {self.tolerance:g})"])
+
+
+def compare(
+    decoder: Decoder,
+    params: dict,
+    golden: Mapping[str, np.ndarray] | str | os.PathLike,
+    tolerance: float = 2e-4,
+) -> Comparison:
+    """Runs the decoder in f32 on golden["tokens"] and compares whatever else golden holds.
+
+    Args:
+      decoder, params: as checkpoints.load gives them.
+      golden: arrays by name, or an .npz file of them. "tokens" int[B, T]; any of "embedding"
+        [B, T, D] (what goes into the first layer), "layer_i/<activation>", "logits" [B, T, V].
+        q is compared as this project scales it: logits are q.k / sqrt(H).
+      tolerance: absolute.
+
+    Raises:
+      UserError: no tokens, a name that the decoder does not have, or another shape.
+    """
+    if isinstance(golden, str | os.PathLike):
+        with np.load(golden) as file:
+            golden = dict(file)
+    if "tokens" not in golden:
+        raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
+    wanted = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
+    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
+    ours = _activations(Decoder(config), params, jnp.asarray(golden["tokens"]))
+    for name, value in wanted.items():
+        if name not in ours:
+            raise UserError(f"the decoder has no {name!r} to compare.{nearest(name, ours)}")
+        if value.shape != ours[name].shape:
+            raise UserError(f"{name} is {ours[name].shape} here and {value.shape} in golden")
+    rows = [_row(name, ours[name], wanted[name], tolerance) for name in ours if name in wanted]
+    if not rows:
+        raise UserError("golden holds nothing but tokens: add activations or logits")
+    return Comparison(tuple(rows), tolerance)
+
+
+def _activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, np.ndarray]:
+    """Everything that can be compared, in order, under its name."""
+
+    @jax.jit
+    def run(params: dict):
+        apply = lambda *args, **kw: decoder.apply({"params": params}, tokens, *args, **kw)  # noqa: E731
+        logits, aux = apply(probes=[_Seen()])
+        return apply(method="embed"), aux["seen"], logits
+
+    embedding, layers, logits = run(params)
+    found = {"embedding": embedding}
+    for i, layer in enumerate(layers):
+        found |= {f"layer_{i}/{name}": layer[name] for name in COMPARED if name in layer}
+    return {name: np.asarray(value) for name, value in (found | {"logits": logits}).items()}
+
+
+class _Seen:
+    """A probe that hands everything out."""
+
+    name = "seen"
+
+    def measure(self, activations: Mapping, weights: jax.Array) -> dict:
+        return {name: value for name, value in activations.items() if name in COMPARED}
+
+
+def _row(name: str, ours: np.ndarray, golden: np.ndarray, tolerance: float) -> Row:
+    golden = golden.astype(np.float64)
+    difference = _largest(ours - golden)
+    agrees = bool(difference <= tolerance)  # False for NaN
+    hint = "" if agrees else _hint(name, ours, golden, tolerance)
+    return Row(name, difference, _largest(golden), agrees, hint)
+
+
+def _hint(name: str, ours: np.ndarray, golden: np.ndarray, tolerance: float) -> str:
+    """What usually is the matter."""
+    activation = re.sub(r"^layer_\d+/", "", name)
+    if not np.isfinite(golden).all() or not np.isfinite(ours).all():
+        return "not finite"
+    if activation in WITH_PAIRS:
+        split = rotary.convert_layout(golden, "interleaved", "half_split")
+        if _largest(ours - split) <= tolerance:
+            return "equal once golden's pairs are taken as interleaved (rotary.convert_layout)"
+    norm = float(np.sum(golden**2))
+    factor = float(np.sum(ours * golden)) / norm if norm else 0.0
+    if factor and _largest(ours / factor - golden) <= tolerance * max(1, 1 / abs(factor)):
+        return f"ours is {factor:.6g} times golden: a scale"
+    return ""
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0.0))

@@ -1,0 +1,144 @@
+"""Loading and exporting against models that Transformers itself made and saved."""
+
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import peers  # noqa: E402
+
+from rope_study import checkpoints, presets, variants  # noqa: E402
+from rope_study.checkpoints import hugging_face_config  # noqa: E402
+from rope_study.decoder import Decoder  # noqa: E402
+
+TOKENS = np.random.default_rng(0).integers(0, 128, (8, 40))  # a row a device; windows are 8
+
+
+def check_logits(got, expected):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-4)
+    np.testing.assert_array_equal(got.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("case", peers.CASES)
+def test_loaded_models_have_the_peers_logits_and_activations(case, tmp_path):
+    model = peers.make(case)
+    logits, golden = peers.run(model, TOKENS)
+    model.save_pretrained(tmp_path / case)
+    decoder, params = checkpoints.load(tmp_path / case)
+    check_logits(np.asarray(decoder.apply({"params": params}, TOKENS)[0]), logits)
+    compared = checkpoints.compare(decoder, params, golden)
+    assert compared.first_difference is None, str(compared)
+    names = {row.name.split("/")[-1] for row in compared.rows}
+    assert names == {"q_rotated", "k_rotated", "v", "mixed", "residual", "logits"}
+
+
+@pytest.mark.parametrize("case", ["gemma3", "gemma4_shared_keys", "llama", "qwen3"])
+def test_exported_again_they_are_the_same_models(case, tmp_path):
+    model = peers.make(case)
+    model.save_pretrained(tmp_path / "theirs")
+    decoder, params = checkpoints.load(tmp_path / "theirs")
+    checkpoints.export(decoder, params, tmp_path / "ours", shard_bytes=100_000)
+    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    with torch.no_grad():
+        check_logits(again(torch.tensor(TOKENS)).logits.numpy(), peers.run(model, TOKENS)[0])
+
+
+LLAMA = {"norm_offset": 0.0, "activation": "silu", "scale_embedding": False, "tied": False}
+OURS = {
+    "rope": ("rope", {}, "Gemma"),
+    "nope": ("nope", {}, "Gemma"),
+    "p_rope": ("p_rope(p=0.75)", {}, "Gemma"),
+    "linear": ("linear_rope(factor=4)", {}, "Gemma"),
+    "yarn": ("yarn_rope(factor=4, context=64)", {}, "Gemma"),
+    "llama p_rope": ("p_rope(p=0.5)", LLAMA, "Llama"),
+    "llama llama3": ("llama3_rope()", LLAMA, "Llama"),
+    "qwen": ("rope + qk_norm()", LLAMA, "Qwen3"),
+    "gemma2": ("gemma2(window=8)", {"post_norms": True, "final_cap": 30.0}, "Gemma2"),
+    "gemma3": ("gemma3(window=8)", {"post_norms": True, "layers": 8}, "Gemma3"),
+}
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_our_own_models_run_in_transformers(case, tmp_path):
+    """A p-RoPE decoder is a Gemma with Transformers' rope type "proportional"; so is NoPE."""
+    variant, changes, family = OURS[case]
+    config = dataclasses.replace(variants.apply(presets.tiny(), variant)[1], vocab_size=128)
+    decoder = Decoder(dataclasses.replace(config, **changes))
+    init = nn.unbox(decoder.init(jax.random.key(0), jnp.asarray(TOKENS[:, :2])))["params"]
+    noise = lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
+    params = jax.tree.map(noise, init)
+    checkpoints.export(decoder, params, tmp_path / "ours")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert type(model).__name__ == f"{family}ForCausalLM"
+    with torch.no_grad():
+        expected = model(torch.tensor(TOKENS)).logits.numpy()
+    check_logits(np.asarray(decoder.apply({"params": params}, jnp.asarray(TOKENS))[0]), expected)
+    loaded, again = checkpoints.load(tmp_path / "ours")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    check_logits(np.asarray(loaded.apply({"params": again}, TOKENS)[0]), expected)
+
+
+CLASSES = {
+    "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3Text", "gemma4_text": "Gemma4Text",
+    "llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", hugging_face_config.FAMILIES)
+def test_defaults_are_those_of_the_configuration_classes(kind):
+    """Released files leave out what equals them."""
+    config = getattr(transformers, f"{CLASSES[kind]}Config")()
+    config.allow_global_per_layer_attribute_access = True
+    for name, value in hugging_face_config.FAMILIES[kind].defaults.items():
+        if name == "global_head_dim":  # taken apart by the class
+            assert config.per_layer_config[5].head_dim == value
+        elif name == "sliding_window" and kind == "qwen3":  # off by default
+            assert config.sliding_window is None and config.use_sliding_window is False
+        else:
+            assert getattr(config, name) == value, name
+
+
+@pytest.mark.parametrize("kind", hugging_face_config.FAMILIES)
+def test_an_empty_file_describes_the_classes_default_model(kind):
+    config = getattr(transformers, f"{CLASSES[kind]}Config")()
+    bare = hugging_face_config.decoder_config(kind, {"model_type": kind})
+    full = hugging_face_config.decoder_config(kind, json.loads(config.to_json_string(False)))
+    assert bare == full
+
+
+def test_other_senses_are_left_out(tmp_path):
+    """Gemma 3 from 4B on: a text model inside one that sees."""
+    text = dict(peers.SHAPES, num_hidden_layers=7, num_key_value_heads=1, head_dim=16)
+    text |= {"sliding_window": 8, "query_pre_attn_scalar": 16}
+    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 1, "image_size": 14, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=1
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "sees")
+    decoder, params = checkpoints.load(tmp_path / "sees")
+    with torch.no_grad():
+        expected = model(torch.tensor(TOKENS)).logits.numpy()
+    check_logits(np.asarray(decoder.apply({"params": params}, TOKENS)[0]), expected)
+
+
+def test_bf16_files_load_as_they_are_and_as_f32(tmp_path):
+    model = peers.make("gemma_mqa").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "model")
+    _, stored = checkpoints.load(tmp_path / "model")
+    _, wide = checkpoints.load(tmp_path / "model", dtype="float32")
+    assert stored["embedding"].dtype == jnp.bfloat16 and wide["embedding"].dtype == jnp.float32
+    expected = model.model.embed_tokens.weight.detach().float().numpy()
+    np.testing.assert_array_equal(np.asarray(stored["embedding"], np.float32), expected)
+    np.testing.assert_array_equal(wide["embedding"], expected)
