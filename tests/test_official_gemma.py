@@ -1,5 +1,6 @@
 """Official Gemma checkpoints, against tiny ones that Google's own package wrote."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rope_study import checkpoints
 from rope_study.checkpoints import official_gemma
-from rope_study.decoder import Decoder, DecoderConfig
+from rope_study.checkpoints.orbax_tree import OrbaxTree, is_orbax
 from rope_study.errors import UserError
+from rope_study.query import LogitScale
 
 DATA = Path(__file__).parent / "data" / "official_gemma"
 NAMES = ("gemma1_mqa", "gemma1_mha", "gemma2", "gemma3", "gemma3_large")
@@ -55,11 +57,24 @@ def nest(flat):
     return nested
 
 
+def decoder_config(name):
+    """By the peer's own configuration: sizes this small were never released."""
+    config = peer(name)[2]
+    return official_gemma.config(
+        GENERATION[name],
+        official_gemma.infer_shapes(OrbaxTree(DATA / name)),
+        window=config["sliding_window_size"],
+        factor=config["global_scale_factor"] or 1.0,
+        query_scale=config["query_scale"],
+        caps=(config["attn_logits_soft_cap"], config["final_logit_softcap"]),
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_the_peers(name):
-    shapes = official_gemma.infer_shapes(official_gemma.read_tree(DATA / name))
-    config = peer(name)[2]
-    assert shapes == {
+    tree, config = OrbaxTree(DATA / name), peer(name)[2]
+    assert official_gemma.generation(tree) == GENERATION[name]
+    assert official_gemma.infer_shapes(tree) == {
         "vocab_size": config["num_embed"],
         "width": config["embed_dim"],
         "layers": len(config["attention_types"]),
@@ -67,73 +82,54 @@ def test_shapes_are_the_peers(name):
         "kv_heads": config["num_kv_heads"],
         "head_dim": config["head_dim"],
         "mlp_hidden": config["hidden_dim"],
-        "generation": GENERATION[name],
-        "fused_qkv": config["num_heads"] == config["num_kv_heads"],
-        "transposed_gating": config["transpose_gating_einsum"],
     }
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_restores_what_was_saved(name):
-    tree, expected = official_gemma.read_tree(DATA / name), saved(name)
-    assert set(tree) == set(expected)
-    for key, array in official_gemma.restore(tree, tree).items():
+def test_reads_what_was_saved(name):
+    tree, expected = OrbaxTree(DATA / name), saved(name)
+    assert set(tree.names) == set(expected)
+    for key in tree.names:
+        array = tree.read(key)
         assert isinstance(array, np.ndarray)
-        assert tree[key].shape == array.shape and tree[key].dtype == array.dtype
+        assert tree.shape(key) == array.shape and tree.dtype(key) == array.dtype
         np.testing.assert_array_equal(array, expected[key], key)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_array_lands_where_it_belongs(name):
-    """The same products with the peer's axes, as its code writes them, and with ours."""
-    tree, official = official_gemma.read_tree(DATA / name), saved(name)
-    shapes = official_gemma.infer_shapes(tree)
-    layer = {
-        key.removeprefix("layer_1/"): a for key, a in official.items() if key.startswith("layer_1/")
-    }
-    ours = official_gemma.read(tree, official_gemma.sources(shapes, 1))
-    if "attn/qkv_einsum/w" in layer:
-        q, k, v = layer["attn/qkv_einsum/w"]
-    else:
-        q, (k, v) = layer["attn/q_einsum/w"], layer["attn/kv_einsum/w"]
-    gate, up = layer["mlp/gating_einsum/w"]
-    gating = "fd->df" if peer(name)[2]["transpose_gating_einsum"] else "df->df"
-    expected = {
-        "attention_norm": layer["pre_attention_norm/scale"],
-        "q": np.einsum("ndh->dnh", q),
-        "k": np.einsum("kdh->dkh", k),
-        "v": np.einsum("kdh->dkh", v),
-        "o": layer["attn/attn_vec_einsum/w"],
-        "mlp_norm": layer["pre_ffw_norm/scale"],
-        "gate": np.einsum(gating, gate),
-        "up": np.einsum(gating, up),
-        "down": layer["mlp/linear/w"],
-    }
-    if shapes["generation"] > 1:
-        expected["post_attention_norm"] = layer["post_attention_norm/scale"]
-        expected["post_mlp_norm"] = layer["post_ffw_norm/scale"]
-    if shapes["generation"] > 2:
-        expected["q_norm"] = layer["attn/_query_norm/scale"]
-        expected["k_norm"] = layer["attn/_key_norm/scale"]
-    assert set(ours) == set(expected)
-    for key, array in expected.items():
-        np.testing.assert_array_equal(ours[key], array, key)
-
-
-@pytest.mark.parametrize("name", ["gemma1_mqa", "gemma1_mha"])
-def test_gemma_1_has_the_peers_logits(name):
-    tree = official_gemma.read_tree(DATA / name)
-    shapes = official_gemma.infer_shapes(tree)
-    fields = {key: shapes[key] for key in DecoderConfig.__dataclass_fields__ if key in shapes}
-    layers = [
-        official_gemma.read(tree, official_gemma.sources(shapes, i))
-        for i in range(shapes["layers"])
-    ]
-    params = official_gemma.read(tree, official_gemma.sources(shapes))
-    params["pattern_0"] = {key: np.stack([layer[key] for layer in layers]) for key in layers[0]}
+def test_loaded_models_have_the_peers_logits(name):
+    """Fused and split projections, both orders of gating, caps, windows, two bases, factor 8."""
+    decoder, params = checkpoints.load(DATA / name, config=decoder_config(name), mesh="data=8")
     tokens, logits, _ = peer(name)
-    ours, _ = Decoder(DecoderConfig(**fields)).apply({"params": params}, tokens)
-    np.testing.assert_allclose(ours, logits, atol=2e-5)
+    ours = decoder.apply({"params": params}, jnp.tile(tokens, (8, 1)))[0]
+    np.testing.assert_allclose(ours[:1], logits, rtol=0, atol=2e-5)
+
+
+def test_released_sizes_are_known_and_others_say_what_to_give():
+    with pytest.raises(UserError, match=r"Gemma 2 of width 16.*never released.*config="):
+        checkpoints.load(DATA / "gemma2")
+    wrong = dataclasses.replace(decoder_config("gemma2"), mlp_hidden=48)
+    with pytest.raises(UserError, match=r"mlp_hidden=\d+, and config 48"):
+        checkpoints.load(DATA / "gemma2", config=wrong)
+
+
+@pytest.mark.parametrize("key", official_gemma.RELEASED)
+def test_released_configurations(key, monkeypatch):
+    """Width, layers and head_dim of the released sizes; the scale of queries by its rule."""
+    of, width, layers = key
+    heads, head_dim = {4608: (32, 128), 5376: (32, 128)}.get(width, (8, 256))
+    shapes = {
+        "vocab_size": 256, "width": width, "layers": layers, "heads": heads, "kv_heads": heads,
+        "head_dim": head_dim, "mlp_hidden": 8,
+    }  # fmt: skip
+    monkeypatch.setattr(official_gemma, "generation", lambda _: of)
+    monkeypatch.setattr(official_gemma, "infer_shapes", lambda _: shapes)
+    config = official_gemma.released_config(None)
+    assert config.layers == layers and config.final_cap == (30.0 if of == 2 else None)
+    scales = {spec.query_scale for spec in config.pattern}
+    expected = {4608: LogitScale(144**-0.5), 5376: LogitScale(168**-0.5)}.get(width)
+    assert scales == {expected}
+    assert len(config.pattern) == {1: 1, 2: 2, 3: 6}[of]
 
 
 @pytest.mark.parametrize("form", ["nested", "flat", "wrapped", "training state", "zarr", "bf16"])
@@ -160,43 +156,34 @@ def test_all_forms_read_the_same(form, tmp_path):
         }[form],
         use_ocdbt=form != "zarr",
     )
-    tree = official_gemma.read_tree(tmp_path)
-    assert set(tree) == set(official)
+    tree = OrbaxTree(tmp_path)
+    assert set(tree.names) == set(official)
     assert official_gemma.infer_shapes(tree)["layers"] == 7
-    for key, array in official_gemma.restore(tree, tree, dtype=np.float32).items():
+    for key in tree.names:
         exact = jnp.asarray(official[key], jnp.bfloat16) if form == "bf16" else official[key]
-        np.testing.assert_array_equal(array, np.asarray(exact, np.float32), key)
+        np.testing.assert_array_equal(tree.read(key), np.asarray(exact), key)
 
 
 def test_reads_no_other_array(tmp_path):
-    """With every other array's data gone, one can still be restored."""
+    """With every other array's data gone, one can still be read."""
     folder = tmp_path / "zarr"
     write(folder, nest(saved("gemma2")), use_ocdbt=False)
-    tree = official_gemma.read_tree(folder)
+    tree = OrbaxTree(folder)
     wanted = "layer_1/attn/kv_einsum/w"
-    for key in set(tree) - {wanted}:
+    for key in set(tree.names) - {wanted}:
         shutil.rmtree(folder / key.replace("/", "."))
-    restored = official_gemma.restore(tree, [wanted])[wanted]
-    np.testing.assert_array_equal(restored, saved("gemma2")[wanted])
-    with pytest.raises(UserError, match="layer_0/mlp/linear/w"):
-        official_gemma.restore(tree, ["layer_0/mlp/linear/w"])
+    np.testing.assert_array_equal(tree.read(wanted), saved("gemma2")[wanted])
+    with pytest.raises(UserError, match="layer_0/mlp/linear/w cannot be read"):
+        tree.read("layer_0/mlp/linear/w")
 
 
-def test_restores_into_shardings():
-    tree = official_gemma.read_tree(DATA / "gemma3_large")
-    wanted = official_gemma.sources(official_gemma.infer_shapes(tree), 2)
-    mesh = Mesh(np.asarray(jax.devices()).reshape(4, 2), ("fsdp", "tensor"))
-    split = {"D": "fsdp", "N": "tensor", "K": "tensor", "F": "tensor"}
-    shardings = {
-        key: NamedSharding(mesh, PartitionSpec(*map(split.get, official_gemma.AXES[key])))
-        for key in wanted
-    }
-    expected = official_gemma.read(tree, wanted)
-    for key, array in official_gemma.read(tree, wanted, shardings=shardings).items():
-        assert array.sharding.is_equivalent_to(shardings[key], array.ndim), key
-        np.testing.assert_array_equal(array, expected[key], key)
-    stored = wanted["k"].sharding("DKH", shardings["k"])
-    assert tuple(stored.spec) == (None, "tensor", "fsdp", None)
+def test_loads_into_shardings():
+    config = decoder_config("gemma3_large")
+    _, expected = checkpoints.load(DATA / "gemma3_large", config=config, mesh="data=8")
+    _, params = checkpoints.load(DATA / "gemma3_large", config=config, mesh="fsdp=4,tensor=2")
+    q = params["pattern_0"]["q"]
+    assert tuple(q.sharding.spec) == (None, "fsdp", "tensor", None)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def test_images_and_audio_are_left_out(tmp_path):
@@ -211,7 +198,7 @@ def test_images_and_audio_are_left_out(tmp_path):
         place, _, last = key.rpartition("/")
         flat.setdefault(f"transformer/{place}", {})[last] = array
     write(tmp_path / "both", flat | others)
-    assert official_gemma.infer_shapes(official_gemma.read_tree(tmp_path))["generation"] == 3
+    assert set(OrbaxTree(tmp_path).names) == set(saved("gemma3"))
 
 
 def test_finds_the_checkpoint_in_a_folder(tmp_path):
@@ -223,42 +210,42 @@ def test_finds_the_checkpoint_in_a_folder(tmp_path):
     shutil.copytree(source, tmp_path / "several" / "7b")
 
     def found(path):
-        return official_gemma.read_tree(path)["final_norm/scale"].folder
+        return OrbaxTree(path).folder
 
     assert found(tmp_path / "archive") == tmp_path / "archive" / "2b"
     assert found(tmp_path / "run") == tmp_path / "run" / "10" / "default"
     with pytest.raises(UserError, match="several checkpoints: 2b, 7b"):
         found(tmp_path / "several")
-    assert official_gemma.is_official(tmp_path / "archive")
-    assert not official_gemma.is_official(tmp_path / "nothing")
+    assert is_orbax(tmp_path / "archive")
+    assert not is_orbax(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer_1/mlp/linear/w": None}, r"has no array layer_1/mlp/linear/w.* Did you mean"),
-        ({"layer_1/attn/bias": np.ones(2)}, r"layer_1/attn/bias is no array of Gemma 2"),
-        ({"final_norm/scale": np.ones(3)}, r"final_norm/scale has the shape \(3,\), not \(16,\)"),
+        ({"layer_1/mlp/linear/w": None}, r"tensor 'layer_1/mlp/linear/w' is missing"),
+        ({"layer_1/attn/bias": np.ones(2)}, r"tensor 'layer_1/attn/bias' has no place"),
+        ({"final_norm/scale": np.ones(3)}, r"'final_norm/scale' has shape \(3,\), .*\(16,\)"),
         ({"layer_0/mlp/linear/w": np.ones(3)}, r"layer_0/mlp/linear/w has the shape \(3,\), not 2"),
-        ({"layer_2/post_ffw_norm/scale": None}, r"has no array layer_2/post_ffw_norm/scale"),
+        ({"layer_2/post_ffw_norm/scale": None}, r"'layer_2/post_ffw_norm/scale' is missing"),
         ({"layer_0/skip_scale": np.ones(1)}, r"layer_0/skip_scale is of Gemma 4"),
-        ({"layer_5/pre_ffw_norm/scale": np.ones(16)}, r"has no array layer_3/"),
+        ({"layer_0/attn/attn_vec_einsum/w": None}, r"no array layer_0/attn/attn_vec_einsum/w"),
     ],
 )
 def test_one_error_names_file_and_array(change, message, tmp_path):
     arrays = {key: a for key, a in (saved("gemma2") | change).items() if a is not None}
     write(tmp_path / "broken", nest(arrays))
     with pytest.raises(UserError, match=message) as caught:
-        official_gemma.infer_shapes(official_gemma.read_tree(tmp_path))
+        checkpoints.load(tmp_path / "broken", config=decoder_config("gemma2"))
     assert str(tmp_path / "broken") in str(caught.value)
 
 
 def test_refuses_what_is_no_checkpoint(tmp_path):
     with pytest.raises(UserError, match="no Orbax checkpoint at"):
-        official_gemma.read_tree(tmp_path)
+        OrbaxTree(tmp_path)
     (tmp_path / "_METADATA").write_text("{")
     with pytest.raises(UserError, match="_METADATA cannot be read"):
-        official_gemma.read_tree(tmp_path)
+        OrbaxTree(tmp_path)
     write(tmp_path / "other", {"w": np.ones(3)})
     with pytest.raises(UserError, match="has no array embedder/input_embedding"):
-        official_gemma.infer_shapes(official_gemma.read_tree(tmp_path / "other"))
+        checkpoints.load(tmp_path / "other")

@@ -85,7 +85,7 @@ def compare(
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
     wanted = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
     config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    ours = _activations(Decoder(config), params, jnp.asarray(golden["tokens"]))
+    ours = activations(Decoder(config), params, jnp.asarray(golden["tokens"]))
     for name, value in wanted.items():
         if name not in ours:
             raise UserError(f"the decoder has no {name!r} to compare.{nearest(name, ours)}")
@@ -97,8 +97,8 @@ def compare(
     return Comparison(tuple(rows), tolerance)
 
 
-def _activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, np.ndarray]:
-    """Everything that can be compared, in order, under its name."""
+def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, np.ndarray]:
+    """Everything that can be compared, in order, under its name, for tokens int[B, T]."""
 
     @jax.jit
     def run(params: dict):

@@ -114,8 +114,11 @@ class TensorFiles:
         return part
 
     def where(self, name: str) -> Path:
-        """The file that holds a tensor, or what was opened where there is none; for errors."""
-        return self._entries[name].file if name in self._entries else self._path
+        """The file that holds a tensor, or that should: the only one, or the folder; for errors."""
+        if name in self._entries:
+            return self._entries[name].file
+        files = {entry.file for entry in self._entries.values()}
+        return files.pop() if len(files) == 1 else self._path
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
