@@ -110,7 +110,8 @@ def _read(
     stack = jnp.zeros(wanted.shape, dtype, device=wanted.sharding)
     for i, stored in enumerate(places):
         layer = _ours(stored, wanted.shape[1:], reader, dtype, bar)
-        stack = _set_layer(stack, _place(layer, sharding), i)
+        # Done before the next is read: dispatch is asynchronous and would run ahead of the copies.
+        stack = _set_layer(stack, _place(layer, sharding), i).block_until_ready()
     return stack
 
 

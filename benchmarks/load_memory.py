@@ -1,0 +1,103 @@
+"""Peak memory of loading a checkpoint: random weights of a released shape, written and read again.
+
+    python benchmarks/load_memory.py --preset=gemma_2b
+
+Writes a Hugging Face folder of that shape in bf16 (5 GB for gemma_2b, 17 GB for gemma_7b), loads it
+in a process of its own and compares its peak with the parameters plus the largest tensor.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+
+from rope_study import presets
+from rope_study.checkpoints import hugging_face, own
+from rope_study.checkpoints.hugging_face_export import config_fields
+from rope_study.checkpoints.stored import locate
+from rope_study.decoder import Decoder
+from rope_study.parallel import one_device
+
+LOAD = """
+import json, re, sys, time
+import jax
+from rope_study import checkpoints
+def peak():  # not ru_maxrss, which a new process takes over from its parent
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+jax.numpy.zeros(1).block_until_ready()
+before, start = peak(), time.perf_counter()
+decoder, params = checkpoints.load(sys.argv[1])
+jax.block_until_ready(params)
+size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(json.dumps({"before": before, "peak": peak(), "parameters": size,
+                  "seconds": time.perf_counter() - start}))
+"""
+
+
+def write(preset: str, folder: Path) -> int:
+    """A random checkpoint, a file a layer; returns the bytes of the largest tensor."""
+    config = presets.get(preset)
+    decoder = Decoder(config, one_device())
+    shapes = own.abstract_params(decoder)
+    fields = config_fields(config)
+    (folder / "config.json").write_text(json.dumps(fields))
+    files: dict[str, dict[str, tuple]] = {}
+    for path, places in locate(config, *hugging_face.tables(config, "model.")).items():
+        shape = shapes[path[0]].shape if len(path) == 1 else shapes[path[0]][path[1]].shape
+        for i, stored in enumerate(places):
+            theirs = stored.their_shape(shape[-len(stored.ours) :])
+            file = f"layer-{i}.safetensors" if len(path) > 1 else "top.safetensors"
+            files.setdefault(file, {})[stored.name] = theirs
+    random, largest = np.random.default_rng(0), 0
+    for file, tensors in files.items():
+        arrays = {
+            name: random.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+            for name, shape in tensors.items()
+        }
+        largest = max(largest, *(a.nbytes for a in arrays.values()))
+        safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})
+    index = {name: file for file, tensors in files.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return largest
+
+
+def main() -> None:
+    """Prints one row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="gemma_2b", choices=presets.PRESETS)
+    parser.add_argument("--folder", help="where to write; a temporary folder if not given")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=args.folder))
+    try:
+        largest = write(args.preset, folder)
+        jax.clear_caches()
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            sys.exit(f"loading failed after {time.perf_counter() - start:.0f} s: {done.stderr}")
+        found = json.loads(done.stdout)
+    finally:
+        shutil.rmtree(folder)
+    gib = lambda key: found[key] / 2**30  # noqa: E731
+    above = gib("peak") - gib("before")
+    print(
+        f"{args.preset}: parameters {gib('parameters'):.2f} GiB, largest tensor"
+        f" {largest / 2**30:.2f} GiB; loading adds {above:.2f} GiB at its peak,"
+        f" {above / (gib('parameters') + largest / 2**30):.2f} of their sum,"
+        f" in {found['seconds']:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
