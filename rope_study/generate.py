@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rope_study import checkpoints, command
+from rope_study import checkpoints, command, parallel
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder, check_bos
 from rope_study.errors import UserError
@@ -90,15 +90,21 @@ def generate_tokens(
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
     check_bos(decoder.config, prompts)
     rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
-    made = _generate(
-        _cached(decoder), int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
+    decoder = _cached(decoder)
+    options = parallel.lean_options(params, decoder.layout or parallel.one_device())
+    made = _jitted(tuple(options.items()))(
+        decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),
     )  # fmt: skip
     made = np.asarray(made)
     return [made[b, : lengths[b] + tokens] for b in range(B)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.cache
+def _jitted(options: tuple[tuple[str, str], ...]):
+    return jax.jit(_generate, static_argnums=(0, 1, 2), compiler_options=dict(options))
+
+
 def _generate(
     decoder: Decoder,
     first: int,

@@ -71,15 +71,8 @@ def run(
       UserError: no batches, rows that do not divide over the devices, or texts without BOS for a
         model that needs it.
     """
-    probed = _in_f32(decoder)
+    probed, measure = compiled(decoder, params, probes)
     layout = probed.layout
-
-    def measure(params: dict, tokens: Array, weights: Array) -> dict:
-        return probed.apply(
-            {"params": params}, tokens, probes=probes, weights=weights, method="features"
-        )[1]
-
-    measure = jax.jit(measure, out_shardings=layout.sharding())
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
         check_bos(probed.config, tokens)
@@ -98,6 +91,25 @@ def run(
     }
 
 
+def compiled(decoder: Decoder, params: Any, probes: Sequence[Probe]) -> tuple[Decoder, Callable]:
+    """The decoder in f32, and (params, tokens, weights) -> {probe.name: sums by layer}, jitted.
+
+    Of `params` only the types are read.
+    """
+    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
+    probed = Decoder(config, decoder.layout or parallel.one_device())
+
+    def measure(params: dict, tokens: Array, weights: Array) -> dict:
+        return probed.apply(
+            {"params": params}, tokens, probes=probes, weights=weights, method="features"
+        )[1]
+
+    options = parallel.lean_options(params, probed.layout)
+    return probed, jax.jit(
+        measure, out_shardings=probed.layout.sharding(), compiler_options=options
+    )
+
+
 def describe(config: DecoderConfig) -> str:
     """One line that names a decoder, for titles."""
     names = dict.fromkeys(variants.name_of(spec) for spec in config.pattern)
@@ -113,11 +125,6 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
         dataset.to_zarr(path, mode="w")
     else:
         raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
-
-
-def _in_f32(decoder: Decoder) -> Decoder:
-    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    return Decoder(config, decoder.layout or parallel.one_device())
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:
