@@ -1,0 +1,180 @@
+"""What probing costs: frequency usage beside a bare forward pass, and beside PyTorch hooks.
+
+    python benchmarks/probe_overhead.py --layers=2 --length=4096             # Gemma 7B's layer shapes
+    python benchmarks/probe_overhead.py --layers=8 --dtype=bfloat16          # on a GPU
+
+One process, the variants in turn, so that ratios are of one machine at one time. Random weights, a
+small vocabulary (no logits are made), one text. Peers: Transformers' Gemma with forward hooks on
+the projections of q, k and v, which either reduce there and then or keep what they saw and reduce
+afterwards; --peer=no leaves PyTorch out.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rope_study import presets, probes
+from rope_study.decoder import Decoder
+
+VOCABULARY = 1024
+
+
+def jax_variants(config, tokens: np.ndarray) -> dict[str, tuple[Callable, int]]:
+    """{name: (run once, bytes of the program's temporaries and outputs)}."""
+    decoder = Decoder(config)
+    init = jax.jit(lambda key: nn.unbox(decoder.init(key, jnp.zeros((1, 2), jnp.int32))))
+    variables, ids = init(jax.random.key(0)), jnp.asarray(tokens)
+
+    def forward(variables, ids, used):
+        x, aux = decoder.apply(variables, ids, probes=used, method="features")
+        return x.astype(jnp.float32).sum(), aux
+
+    made = {}
+    for name, used in (("forward", []), ("forward + frequency usage", [probes.frequency_usage])):
+        program = (
+            jax.jit(lambda v, t, used=used: forward(v, t, used)).lower(variables, ids).compile()
+        )
+        memory = program.memory_analysis()
+        size = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        run = lambda program=program: jax.block_until_ready(program(variables, ids))  # noqa: E731
+        made[f"rope_study: {name}"] = run, size
+    made["rope_study: parameters"] = None, sum(a.nbytes for a in jax.tree.leaves(variables))
+    return made
+
+
+def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callable]:
+    """{name: run once} of the same shapes in Transformers."""
+    import torch
+    from transformers import GemmaConfig, GemmaModel
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    made = GemmaConfig(
+        vocab_size=VOCABULARY, hidden_size=config.width, intermediate_size=config.mlp_hidden,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads, head_dim=config.head_dim,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = GemmaModel(made).to(getattr(torch, config.compute_dtype)).eval()
+    ids = torch.tensor(tokens, device=device)
+    half = config.head_dim // 2
+
+    def norms(x: torch.Tensor) -> torch.Tensor:
+        """Mean norm of every pair [heads, head_dim / 2] of x[B, T, heads * head_dim]."""
+        pairs = x.float().unflatten(-1, (-1, 2, half))
+        return pairs.square().sum(dim=-2).sqrt().mean(dim=(0, 1))
+
+    def projections():
+        return [
+            projection
+            for layer in model.layers
+            for projection in (
+                layer.self_attn.q_proj,
+                layer.self_attn.k_proj,
+                layer.self_attn.v_proj,
+            )
+        ]
+
+    def forward():
+        with torch.no_grad():
+            out = model(ids, use_cache=False).last_hidden_state
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return out
+
+    def hooked(see: Callable):
+        seen: list = []
+        handles = [
+            p.register_forward_hook(lambda _, __, out: seen.append(see(out))) for p in projections()
+        ]
+        forward()
+        found = [x if see is norms else norms(x) for x in seen]
+        for handle in handles:
+            handle.remove()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    return {
+        "transformers: forward": forward,
+        "transformers: hooks that reduce": lambda: hooked(norms),
+        "transformers: hooks that keep": lambda: hooked(lambda x: x),
+    }
+
+
+def torch_peak(run: Callable, device: str) -> int | None:
+    """Bytes above what was there before, at the peak of one run; GPUs only."""
+    import torch
+
+    if device != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(variants: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, in turn, after one run to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(repeats + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Runs all variants in turn and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="gemma_7b", choices=presets.PRESETS)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peer", default="yes", choices=("yes", "no"))
+    args = parser.parse_args()
+    gpu = jax.default_backend() == "gpu"
+    config = dataclasses.replace(
+        presets.get(args.preset), layers=args.layers, vocab_size=VOCABULARY, remat="none",
+        compute_dtype=args.dtype,
+        attention="cudnn" if gpu and args.dtype == "bfloat16" else "reference",
+    )  # fmt: skip
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (args.batch, args.length))
+    made = jax_variants(config, tokens)
+    parameters = made.pop("rope_study: parameters")[1]
+    runs = {name: run for name, (run, _) in made.items()}
+    memory = {name: size for name, (_, size) in made.items()}
+    device = "cuda" if gpu else "cpu"
+    if args.peer == "yes":
+        peers = torch_variants(config, tokens, device)
+        memory |= {name: torch_peak(run, device) for name, run in peers.items()}
+        runs |= peers
+    seconds = measure(runs, args.repeats)
+    print(
+        f"{args.preset} shapes, {args.layers} layers, {args.batch} x {args.length}, {args.dtype},"
+        f" {jax.devices()[0].device_kind}, parameters {parameters / 2**30:.2f} GiB"
+    )
+    print(
+        f"{'variant':<40} {'median s':>9} {'min s':>8} {'to forward':>10} {'GiB above weights':>17}"
+    )
+    base = None
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        base = median if name.endswith(": forward") else base
+        size = "-" if memory[name] is None else f"{memory[name] / 2**30:.3f}"
+        print(f"{name:<40} {median:9.3f} {min(times):8.3f} {median / base:10.3f} {size:>17}")
+
+
+if __name__ == "__main__":
+    main()
