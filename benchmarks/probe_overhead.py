@@ -1,7 +1,7 @@
 """What probing costs: frequency usage beside a bare forward pass, and beside PyTorch hooks.
 
-    python benchmarks/probe_overhead.py --layers=2 --length=4096             # Gemma 7B's layer shapes
-    python benchmarks/probe_overhead.py --layers=8 --dtype=bfloat16          # on a GPU
+    python benchmarks/probe_overhead.py --layers=2 --length=4096       # Gemma 7B's layer shapes
+    python benchmarks/probe_overhead.py --layers=8 --dtype=bfloat16    # on a GPU
 
 One process, the variants in turn, so that ratios are of one machine at one time. Random weights, a
 small vocabulary (no logits are made), one text. Peers: Transformers' Gemma with forward hooks on

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rope_study.errors import UserError, nearest
@@ -187,3 +187,9 @@ def start() -> None:
 def is_main_process() -> bool:
     """Whether this process writes the files and the progress bar."""
     return jax.process_index() == 0
+
+
+def wait_for_all(point: str) -> None:
+    """Returns once every process of the run has come to this point; at once where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)

@@ -8,7 +8,7 @@ import ml_collections
 
 from rope_study import variants
 from rope_study.errors import UserError
-from rope_study.parallel import is_main_process
+from rope_study.parallel import is_main_process, wait_for_all
 
 IDENTITY_FILE = "run.json"
 
@@ -34,6 +34,8 @@ def identity(config: ml_collections.ConfigDict, **more) -> dict:
 def claim(folder: Path, identity: dict) -> None:
     """Makes the folder this run's, or checks that it already is.
 
+    Every process checks before the main one writes, and none goes on before it has.
+
     Raises:
       UserError: it holds another run (the settings that differ are named) or other files.
     """
@@ -55,9 +57,11 @@ def claim(folder: Path, identity: dict) -> None:
             f"{folder} exists and is no run of this project;"
             " nothing was changed: set config.workdir to a new folder"
         )
-    elif is_main_process():
+    wait_for_all("workdir checked")
+    if is_main_process() and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(identity, indent=1) + "\n")
+    wait_for_all("workdir claimed")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -248,7 +248,7 @@ def test_a_workdir_with_other_files_is_left_alone(texts, tmp_path, capfd):
 
 def test_loading_what_is_not_there(finished, tmp_path):
     with pytest.raises(UserError, match="no run at"):
-        checkpoints.load(tmp_path)
+        checkpoints.load(tmp_path / "absent")
     with pytest.raises(UserError, match=r"runs below it: .*nope"):
         checkpoints.load(finished)
     with pytest.raises(UserError, match=r"no checkpoint of step 5.*\[4, 6\]"):

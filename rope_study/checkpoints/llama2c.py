@@ -63,7 +63,7 @@ def open_checkpoint(path: str | os.PathLike) -> Released:
         layers=header.n_layers,
         heads=header.n_heads,
         kv_heads=header.n_kv_heads,
-        head_dim=header.dim // header.n_heads,
+        head_dim=header.head_dim,
         mlp_hidden=header.hidden_dim,
         norm_epsilon=1e-5,
         norm_offset=0.0,

@@ -1,17 +1,35 @@
-"""Model files of llama2.c (its first format, version 0): a header and float32 arrays in a row."""
+"""The model.bin of llama2.c (version 0): a header, then float32 arrays one after another."""
 
 import dataclasses
+import math
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
 
 from rope_study.errors import UserError
 
+HEADER = struct.Struct("<7i")
+MAGIC = 0x616B3432  # begins the files of later versions, "24ka" in bytes
+
+# The largest header field that is believed: far above every model, and small enough that another
+# kind of file is recognized by its header and not by an absurd size.
+MOST = 2**24
+
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """The seven int32 at the head of a file; shared_classifier is the sign of the sixth."""
+    """Shapes of the model.
+
+    Attributes:
+      dim: width of the residual stream, D.
+      hidden_dim: of the MLP, F.
+      n_layers, n_heads, n_kv_heads: L, N and K.
+      vocab_size: V, positive.
+      seq_len: tokens that it was trained for.
+      shared_classifier: whether logits come from the token embedding, so that there is no wcls.
+    """
 
     dim: int
     hidden_dim: int
@@ -22,67 +40,119 @@ class Header:
     seq_len: int
     shared_classifier: bool
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every array in the order of the file; rows are outputs, layers come first."""
-        V, D, F, L, T = self.vocab_size, self.dim, self.hidden_dim, self.n_layers, self.seq_len
-        head_dim = D // self.n_heads
-        kv = self.n_kv_heads * head_dim
-        shapes = {
-            "token_embedding": (V, D),
-            "rms_att": (L, D),
-            "wq": (L, D, D),
-            "wk": (L, kv, D),
-            "wv": (L, kv, D),
-            "wo": (L, D, D),
-            "rms_ffn": (L, D),
-            "w1": (L, F, D),
-            "w2": (L, D, F),
-            "w3": (L, F, D),
-            "rms_final": (D,),
-            "freq_cis_real": (T, head_dim // 2),
-            "freq_cis_imag": (T, head_dim // 2),
-        }
-        return shapes if self.shared_classifier else shapes | {"wcls": (V, D)}
+    @property
+    def head_dim(self) -> int:
+        """H = D / N."""
+        return self.dim // self.n_heads
 
-
-SKIPPED = ("freq_cis_real", "freq_cis_imag")  # tables of cos and sin, computed here
-HEADER_BYTES = 7 * 4
+    @property
+    def kv_dim(self) -> int:
+        """K * H."""
+        return self.n_kv_heads * self.head_dim
 
 
 def read(path: str | os.PathLike) -> tuple[Header, dict[str, np.ndarray]]:
-    """The header and the arrays f32, mapped: they are read from disk where they are used.
+    """The header and the arrays of a file, mapped from disk and read where they are used.
+
+    Pairs of a head are interleaved, as in Meta's Llama: dimensions 2i and 2i + 1 turn together.
+    The tables of cos and sin that the file holds are left out.
+
+    Args:
+      path: of a model.bin, such as stories260K.bin.
+
+    Returns:
+      (header, arrays), float32 and read-only; rows are outputs, so that y = w @ x:
+        token_embedding [V, D], rms_att [L, D], wq [L, N*H, D], wk and wv [L, K*H, D],
+        wo [L, D, N*H], rms_ffn [L, D], w1 [L, F, D], w2 [L, D, F], w3 [L, F, D], rms_final [D],
+        and wcls [V, D] unless the classifier is shared.
 
     Raises:
-      UserError: the file is missing, cut off, or of another format.
+      UserError: no such file, a header that no model has, or a size that is not the header's.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give a model file of llama2.c")
-    found = path.stat().st_size
-    if found < HEADER_BYTES:
-        raise UserError(f"{path} has {found} bytes, fewer than the header of a llama2.c model")
-    header = _header(path)
-    arrays, offset = {}, HEADER_BYTES
-    for name, shape in header.shapes().items():
-        size = 4 * int(np.prod(shape))
-        if name not in SKIPPED and offset + size <= found:
-            arrays[name] = np.memmap(path, "<f4", mode="r", offset=offset, shape=shape)
-        offset += size
-    if offset != found:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{file} is not a file: give the path of a model.bin of llama2.c")
+    header = _read_header(file)
+    shapes = _shapes(header)
+    expected = HEADER.size + 4 * sum(math.prod(shape) for shape in shapes.values())
+    found = file.stat().st_size
+    if found != expected:
         raise UserError(
-            f"{path} has {found:,} bytes and its header asks for {offset:,}: the file is cut off or"
-            " no model of llama2.c (version 0)"
+            f"{file} holds {found:,} bytes and its header asks for {expected:,} ({header}): it is"
+            " cut off or no model.bin of llama2.c; copy or download it again"
         )
-    return header, arrays
+    return header, _map_arrays(file, shapes)
 
 
-def _header(path: Path) -> Header:
-    numbers = [int(n) for n in np.fromfile(path, "<i4", count=7)]
-    vocab_size = numbers[5]
-    header = Header(*numbers[:5], abs(vocab_size), numbers[6], vocab_size > 0)
-    sizes = [*numbers[:5], header.vocab_size, header.seq_len]
-    heads = header.n_heads
-    fits = min(sizes) > 0 and header.dim % (2 * heads) == 0 and heads % header.n_kv_heads == 0
-    if not fits or max(sizes) > 2**24:
-        raise UserError(f"{path} is no model of llama2.c (version 0): its header reads {numbers}")
+def _read_header(file: Path) -> Header:
+    with file.open("rb") as stream:
+        content = stream.read(HEADER.size)
+    if len(content) < HEADER.size:
+        raise UserError(
+            f"{file} holds {len(content)} bytes, the header of a model.bin of llama2.c alone has"
+            f" {HEADER.size}; copy or download it again"
+        )
+    *sizes, vocab_size, seq_len = HEADER.unpack(content)
+    if sizes[0] == MAGIC:
+        raise UserError(
+            f"{file} is of version {sizes[1]} of llama2.c's format, only version 0 is read: export"
+            " it with --version 0"
+        )
+    header = Header(*sizes, abs(vocab_size), seq_len, shared_classifier=vocab_size > 0)
+    problem = _problem(header)
+    if problem:
+        raise UserError(
+            f"{file} is no model.bin of llama2.c: {problem} in its header ({header}); give the path"
+            " of one"
+        )
     return header
+
+
+def _problem(header: Header) -> str | None:
+    """What no model can have."""
+    for field in dataclasses.fields(Header):
+        value = getattr(header, field.name)
+        if field.type is int and not 0 < value <= MOST:
+            return f"{field.name}={value} is not 1..{MOST}"
+    if header.dim % header.n_heads:
+        return f"dim={header.dim} is not a multiple of n_heads={header.n_heads}"
+    if header.head_dim % 2:
+        return f"dim / n_heads = {header.head_dim} is odd and cannot be split into pairs"
+    if header.n_heads % header.n_kv_heads:
+        return f"n_heads={header.n_heads} is not a multiple of n_kv_heads={header.n_kv_heads}"
+    return None
+
+
+def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
+    """Every array of the file, in its order."""
+    layers, width, hidden = header.n_layers, header.dim, header.hidden_dim
+    table = header.seq_len, header.head_dim // 2
+    shapes = {
+        "token_embedding": (header.vocab_size, width),
+        "rms_att": (layers, width),
+        "wq": (layers, width, width),
+        "wk": (layers, header.kv_dim, width),
+        "wv": (layers, header.kv_dim, width),
+        "wo": (layers, width, width),
+        "rms_ffn": (layers, width),
+        "w1": (layers, hidden, width),
+        "w2": (layers, width, hidden),
+        "w3": (layers, hidden, width),
+        "rms_final": (width,),
+        "freq_cis_real": table,
+        "freq_cis_imag": table,
+    }
+    if not header.shared_classifier:
+        shapes["wcls"] = header.vocab_size, width
+    return shapes
+
+
+def _map_arrays(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    numbers = np.memmap(file, "<f4", mode="r", offset=HEADER.size)
+    arrays, start = {}, 0
+    for name, shape in shapes.items():
+        stop = start + math.prod(shape)
+        if not name.startswith("freq_cis"):
+            arrays[name] = numbers[start:stop].reshape(shape)
+        start = stop
+    return arrays
