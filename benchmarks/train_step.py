@@ -26,7 +26,7 @@ from rope_study.train import Trainer
 CHUNKED = loss.cross_entropy
 
 
-def full_logits(x, embedding, targets, weights, layout=None, chunk=None):
+def full_logits(x, embedding, targets, weights, layout=None, chunk=None, cap=None):
     """The textbook loss: all logits at once, gradients by automatic differentiation."""
     logits = jnp.einsum(
         "btd,vd->btv", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32

@@ -146,8 +146,16 @@ def summarise(
 def versions() -> dict[str, str]:
     """Of Python and the libraries that the numbers depend on."""
     libraries = ("rope_study", "jax", "jaxlib", "flax", "optax", "numpy")
-    found = {name: importlib.metadata.version(name) for name in libraries}
+    found = {name: _version(name) for name in libraries}
     return {"python": platform.python_version()} | found
+
+
+def _version(name: str) -> str:
+    """Of an installed distribution; this project also runs from a folder that was not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def table(rows: list[dict]) -> str:
