@@ -12,15 +12,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import jax
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
 from rope_study import presets
+from rope_study.architecture import DecoderConfig
 from rope_study.checkpoints import hugging_face, own
 from rope_study.checkpoints.hugging_face_export import config_fields
 from rope_study.checkpoints.stored import locate
@@ -43,9 +42,8 @@ print(json.dumps({"before": before, "peak": peak(), "parameters": size,
 """
 
 
-def write(preset: str, folder: Path) -> int:
-    """A random checkpoint, a file a layer; returns the bytes of the largest tensor."""
-    config = presets.get(preset)
+def write(config: DecoderConfig, folder: Path) -> int:
+    """A random checkpoint in bf16, a file a layer; returns the bytes of the largest tensor."""
     decoder = Decoder(config, one_device())
     shapes = own.abstract_params(decoder)
     fields = config_fields(config)
@@ -70,6 +68,16 @@ def write(preset: str, folder: Path) -> int:
     return largest
 
 
+def load(folder: Path) -> dict[str, float]:
+    """What loading took in a process of its own: bytes before, at the peak, of parameters."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"loading failed: {done.stderr}")
+    return json.loads(done.stdout)
+
+
 def main() -> None:
     """Prints one row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -78,15 +86,8 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
-        largest = write(args.preset, folder)
-        jax.clear_caches()
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            sys.exit(f"loading failed after {time.perf_counter() - start:.0f} s: {done.stderr}")
-        found = json.loads(done.stdout)
+        largest = write(presets.get(args.preset), folder)
+        found = load(folder)
     finally:
         shutil.rmtree(folder)
     gib = lambda key: found[key] / 2**30  # noqa: E731

@@ -13,8 +13,9 @@ from rope_study.architecture import LayerSpec
 from rope_study.decoder import Decoder, fit_layout, parameter_count
 from rope_study.errors import UserError
 from rope_study.layer import ACTIVATIONS
-from rope_study.parallel import make_layout
+from rope_study.parallel import make_layout, one_device
 from rope_study.probes import Probe, frequency_usage
+from rope_study.probes.run import compiled
 
 TINY = presets.tiny()
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
@@ -192,6 +193,22 @@ def test_probed_forward_equals_plain_forward_bit_for_bit(scan):
     variables = init(config)
     plain = logits(config, variables)
     np.testing.assert_array_equal(logits(config, variables, probes=[frequency_usage]), plain)
+
+
+def test_probing_16_bit_parameters_converts_a_layer_at_a_time():
+    """Temporaries of a program for 16 layers: far below their parameters in f32."""
+    config = dataclasses.replace(TINY, layers=16, width=256, mlp_hidden=1024)
+    decoder = Decoder(config, one_device())
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), init(config)["params"])
+    weights = jnp.ones(TOKENS.shape)
+    _, measure = compiled(decoder, params, [frequency_usage])
+    memory = measure.lower(params, TOKENS, weights).compile().memory_analysis()
+    in_f32 = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert memory.temp_size_in_bytes < 0.3 * in_f32
+    expected = measure(params, TOKENS, weights)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    got = compiled(decoder, wide, [frequency_usage])[1](wide, TOKENS, weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
 def test_an_edit_changes_one_layer():

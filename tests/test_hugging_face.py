@@ -5,6 +5,8 @@ That the mathematics is the peers' is shown in tests/parity.
 
 import dataclasses
 import json
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -18,6 +20,9 @@ from rope_study.checkpoints import hugging_face_config
 from rope_study.checkpoints.compare import activations
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import load_memory
 
 TINY = presets.tiny()
 LLAMA = dataclasses.replace(
@@ -98,6 +103,18 @@ def test_dtype_of_parameters(folder):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     with pytest.raises(UserError, match=r"dtype='float8' is not one of float32, bfloat16"):
         checkpoints.load(folder, dtype="float8")
+
+
+def test_loading_holds_the_parameters_and_one_tensor(tmp_path):
+    """Peak memory of a process that loads 220 MB of bf16 in 75 tensors."""
+    shapes = {"vocab_size": 4096, "width": 1024, "layers": 8, "heads": 8, "kv_heads": 8}
+    config = dataclasses.replace(LLAMA, **shapes, head_dim=128, mlp_hidden=3072)
+    largest = load_memory.write(config, tmp_path)
+    found = load_memory.load(tmp_path)
+    assert found["parameters"] > 200e6
+    added = found["peak"] - found["before"]
+    # 90 MB are for compiling and running at all, at any size; a second copy would be 235 MB more.
+    assert added < found["parameters"] + 2 * largest + 120e6
 
 
 # --- files of today and of before -------------------------------------------------------------
