@@ -7,6 +7,7 @@ The names are the same for the nested trees ({"layer_0": {"attn": ...}}) and the
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,7 +74,8 @@ class OrbaxTree:
         # Restores what `item` has; the rest of the checkpoint is not read.
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         try:
-            with ocp.PyTreeCheckpointer() as checkpointer:
+            with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
+                warnings.filterwarnings("ignore", "Sharding info not provided")  # NumPy has none
                 restored = checkpointer.restore(self.folder.absolute(), args=args)
         except (ValueError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
