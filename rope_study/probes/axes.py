@@ -24,8 +24,8 @@ def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
     """One array [L, ...]; layers with fewer heads or pairs than the largest end in NaN."""
     largest = np.max([layer.shape for layer in layers], axis=0)
     stacked = np.full((len(layers), *largest), np.nan)
-    for row, layer in zip(stacked, layers, strict=True):
-        row[tuple(slice(size) for size in layer.shape)] = layer
+    for i, layer in enumerate(layers):
+        stacked[(i, *(slice(size) for size in layer.shape))] = layer
     return stacked
 
 
