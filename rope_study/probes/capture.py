@@ -80,7 +80,7 @@ def index(value: int, count: int, name: str) -> int:
 
 
 def labels(pieces: Sequence[str] | None, length: int) -> np.ndarray | None:
-    """str[length], the label of every token, such as Tokenizer.pieces gives; None for none."""
+    """object[length], the label of every token, such as Tokenizer.pieces gives; None for none."""
     if pieces is not None and len(pieces) != length:
         raise UserError(f"{len(pieces)} pieces do not label {length} tokens")
-    return None if pieces is None else np.array(list(pieces), str)
+    return None if pieces is None else np.array(list(pieces), object)

@@ -6,6 +6,7 @@ they may become one. Thm. 5.1 (over-squashing): what the last representation y_n
 is bounded by its gradient with respect to that token's embedding.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -137,13 +138,14 @@ def token_influence(
 def _squares(decoder: Decoder, params: dict, tokens: Array) -> Array:
     """f32[T]: squared gradients of all dimensions of the last features, by input position."""
     c, T = decoder.config, len(tokens)
+    of_places = Decoder(dataclasses.replace(c, vocab_size=T), decoder.layout)
     copies = decoder.layout.shards("batch")  # every device runs the same text
 
     def last(embedded: Array) -> Array:
         # A table with one row a place: its gradient is that of each place's own embedding.
-        ours = params | {"embedding": embedded}
+        tables = {name: embedded for name in ("embedding", "unembedding") if name in params}
         places = jnp.broadcast_to(jnp.arange(T), (copies, T))
-        x, _ = decoder.apply({"params": ours}, places, method="features")
+        x, _ = of_places.apply({"params": params | tables}, places, method="features")
         return x[0, -1]
 
     features, backward = jax.vjp(last, params["embedding"][tokens].astype(jnp.float32))

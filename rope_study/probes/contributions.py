@@ -73,7 +73,11 @@ def contributions(
             )
         },
         attrs={"layer": layer, "head": head, "kv_head": kv_head, "query": query, "key": key}
-        | ({} if names is None else {"query_token": names[query], "key_token": names[key]})
+        | (
+            {}
+            if names is None
+            else {"query_token": str(names[query]), "key_token": str(names[key])}
+        )
         | {
             "logit": float(contribution.sum()),
             "logit_bound": float(bound.sum()),

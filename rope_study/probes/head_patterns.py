@@ -244,7 +244,7 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
             patterns.delimiter,
             patterns.selective * (1 - patterns.by_distance),
         ],
-        dim=xarray.DataArray(list(KINDS), dims="kind"),
+        dim=xarray.DataArray(np.array(KINDS, object), dims="kind", name="kind"),
         coords="minimal",
     )
     scores = scores.transpose("layer", "head", "kind").clip(0, 1)

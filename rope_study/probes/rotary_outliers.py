@@ -91,7 +91,7 @@ def _finalize(
         },
         coords=axes.frequency_coordinates(config, context),
     )
-    dataset["sign"] = _sign(dataset.phi, 2 * np.pi * dataset.cycles)
+    dataset["sign"] = sign_over(dataset.phi, 2 * np.pi * dataset.cycles)
     for name in ("q", "k"):
         dataset = dataset.assign(_outliers(dataset[name], dataset.cycles, factor))
     within = (dataset.cycles < 1).where(dataset.cycles.notnull())
@@ -117,8 +117,8 @@ def _outliers(
     }
 
 
-def _sign(phi: xarray.DataArray, turn: xarray.DataArray) -> xarray.DataArray:
-    """The sign of cos(phi + x) over all x in 0..turn (radians): 1 or -1; 0 where it changes."""
+def sign_over(phi: xarray.DataArray, turn: xarray.DataArray) -> xarray.DataArray:
+    """The sign of cos(phi + x) over all x from 0 to turn (radians): 1 or -1; 0: it changes."""
     past = lambda edge: (phi + edge) % (2 * np.pi)  # noqa: E731
     room = np.pi - turn
     positive = past(np.pi / 2) <= room  # phi from -pi/2 to pi/2 - turn

@@ -143,7 +143,7 @@ def perturbation_spread(
             "change": (dims, change, axes.about("2-norm of the change of the residual stream")),
             "relative": (dims, relative, axes.about("the same over the 2-norm of the stream")),
         },
-        coords={"bos": ["with", "without"]},
+        coords={"bos": np.array(["with", "without"], object)},
         attrs={"place": place, "token": int(tokens[place]), "replacement": replacement},
     )
     return axes.numbered(dataset)

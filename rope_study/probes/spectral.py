@@ -109,6 +109,6 @@ def _finalize(totals: list[dict], length: int) -> xarray.Dataset:
                     axes.BY_HEAD, [layer["rows"] for layer in totals], "rows of attention read"
                 ),
             },
-            coords={"band": list(BANDS)},
+            coords={"band": np.array(list(BANDS), object)},
         )
     )
