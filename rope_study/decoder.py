@@ -19,6 +19,7 @@ from rope_study.layer import Keys, Weights, layer, layer_parameters, norm_scale,
 from rope_study.norm import rms_norm
 from rope_study.parallel import Layout
 from rope_study.parameters import Parameter
+from rope_study.query import keys_read
 
 Array = jax.Array
 
@@ -187,7 +188,9 @@ class Decoder(nn.Module):
         def run_layer(
             x: Array, w: Weights, spec: LayerSpec, index: Array, cached: Keys, source: Keys | None
         ):
-            activations: dict[str, Array] = {}
+            places = jnp.arange(T) if rows is None else rows
+            reads = keys_read(places, spec.window, spec.chunk)
+            activations = {"tokens": tokens, "reads": reads}
 
             def tap(name: str, value: Array) -> Array:
                 edited = edit is not None and not callable(value)

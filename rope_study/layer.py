@@ -34,6 +34,12 @@ ACTIVATIONS = {
     "residual": "the residual stream after the layer [B, T, D]",
 }
 
+# What probes read besides: it belongs to the text and the layer, and no edit changes it.
+GIVEN = {
+    "tokens": "the ids of the text int[B, T]",
+    "reads": "how many keys a query may read, itself and those right before it int[T]",
+}
+
 # look(reduce) sums reduce(weights f32[B, N, t, S], queries int[t]) over blocks of the T queries:
 # the weights that the layer itself uses, of which no more than a block is ever held.
 Look = Callable[[Callable[[Array, Array], Any]], Any]

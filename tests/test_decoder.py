@@ -12,7 +12,7 @@ from rope_study import attention, presets, rotary
 from rope_study.architecture import LayerSpec
 from rope_study.decoder import Decoder, fit_layout, parameter_count
 from rope_study.errors import UserError
-from rope_study.layer import ACTIVATIONS
+from rope_study.layer import ACTIVATIONS, GIVEN
 from rope_study.parallel import make_layout, one_device
 from rope_study.probes import Probe, frequency_usage
 from rope_study.probes.run import compiled
@@ -179,7 +179,7 @@ def test_probes_see_every_name_with_and_without_remat(remat, scan):
     _, aux = Decoder(config).apply(init(config), TOKENS, probes=[shapes])
     assert len(aux["shapes"]) == 3
     for layer in aux["shapes"]:
-        assert set(layer) == set(ACTIVATIONS)
+        assert set(layer) == {*ACTIVATIONS, *GIVEN}
         assert layer["q"].shape == (2, 24, 4, 16) and layer["k_rotated"].shape == (2, 24, 2, 16)
         assert layer["residual"].shape == (2, 24, 32)
         read = attention.mix(layer["attention"], layer["v"])

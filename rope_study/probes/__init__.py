@@ -3,9 +3,37 @@
 decoder, params = checkpoints.load("runs/quickstart/rope_theta_10000")
 tokens = checkpoints.load_tokenizer("runs/quickstart/rope_theta_10000").encode_batch(texts)
 usage = probes.run(decoder, params, [tokens], [probes.frequency_usage])["frequency_usage"]
+
+`frequency_usage` is a probe as it stands; head_patterns, sinks, massive_values, rotary_outliers and
+spectral are functions that make one. The others look at one text. See docs/probes.md.
 """
 
+from rope_study.probes.attention_maps import attention_map
+from rope_study.probes.collapse import representational_collapse, token_influence
+from rope_study.probes.contributions import contributions
 from rope_study.probes.frequency_usage import frequency_usage
+from rope_study.probes.head_patterns import delimiter_ids, head_patterns, name_heads
+from rope_study.probes.massive_values import massive_values
+from rope_study.probes.rotary_outliers import rotary_outliers
 from rope_study.probes.run import Probe, run, save
+from rope_study.probes.sinks import perturbation_spread, sinks
+from rope_study.probes.spectral import spectral
 
-__all__ = ["Probe", "frequency_usage", "run", "save"]
+__all__ = [
+    "Probe",
+    "attention_map",
+    "contributions",
+    "delimiter_ids",
+    "frequency_usage",
+    "head_patterns",
+    "massive_values",
+    "name_heads",
+    "perturbation_spread",
+    "representational_collapse",
+    "rotary_outliers",
+    "run",
+    "save",
+    "sinks",
+    "spectral",
+    "token_influence",
+]

@@ -2,17 +2,20 @@
 
 Section 4 of Barbero et al. (ICLR 2025), Figs. 3, 4 and 13. By Cauchy-Schwarz the norms bound what
 a pair can add to a logit: |<q^(k), k^(k)>| <= ||q^(k)|| ||k^(k)||.
+
+Norms after rotation are not measured: a rotation keeps them, up to an attention factor (YaRN), so
+they would be the same numbers at twice the work. A test has it.
 """
 
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import xarray
 
 from rope_study import rotary
 from rope_study.architecture import DecoderConfig
+from rope_study.probes import axes
 from rope_study.probes.run import Probe, sum_tokens
 
 Array = jax.Array
@@ -30,57 +33,21 @@ def _measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Arra
 
 
 def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
-    def means(name: str) -> np.ndarray:
-        return stack_padded([layer[name] / layer["tokens"] for layer in totals])
+    def means(name: str, dims: tuple[str, ...], what: str) -> tuple:
+        layers = [layer[name] / layer["tokens"] for layer in totals]
+        long_name = f"{what}: mean 2-norm of the rotary pair before rotation"
+        return axes.variable((*dims, "frequency"), layers, long_name)
 
-    layers = [(spec, config.of_layer(spec)) for spec in config.layer_specs]
-    frequencies = stack_padded([_frequencies(spec.rotary, c.head_dim) for spec, c in layers])
-    what = "mean 2-norm of the rotary pair before rotation"
-    q, k, v = (means(name) for name in ("q", "k", "v"))
-    by_pair = ("layer", "frequency")
-    return xarray.Dataset(
-        {
-            "q": (("layer", "head", "frequency"), q, _about(f"queries: {what}")),
-            "k": (("layer", "kv_head", "frequency"), k, _about(f"keys: {what}")),
-            "v": (("layer", "kv_head", "frequency"), v, _about(f"values: {what}")),
-        },
-        coords={
-            "layer": np.arange(config.layers),
-            "head": np.arange(q.shape[1]),
-            "kv_head": np.arange(k.shape[1]),
-            "frequency": np.arange(q.shape[2]),
-            "inverse_frequency": (
-                by_pair,
-                frequencies,
-                {"units": "rad/token", "long_name": "turn a token; 0: not rotated"},
-            ),
-            "cycles": (
-                by_pair,
-                frequencies * context / (2 * np.pi),
-                {"units": "1", "long_name": "turns over the context"},
-            ),
-        },
+    return axes.numbered(
+        xarray.Dataset(
+            {
+                "q": means("q", axes.BY_HEAD, "queries"),
+                "k": means("k", axes.BY_KV_HEAD, "keys"),
+                "v": means("v", axes.BY_KV_HEAD, "values"),
+            },
+            coords=axes.frequency_coordinates(config, context),
+        )
     )
-
-
-def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
-    """One array [L, ...]; layers with fewer heads or pairs than the largest end in NaN."""
-    largest = np.max([layer.shape for layer in layers], axis=0)
-    stacked = np.full((len(layers), *largest), np.nan)
-    for row, layer in zip(stacked, layers, strict=True):
-        row[tuple(slice(size) for size in layer.shape)] = layer
-    return stacked
-
-
-def _about(long_name: str) -> dict[str, str]:
-    return {"units": "1", "long_name": long_name}
-
-
-def _frequencies(encoding: rotary.Rotary, head_dim: int) -> np.ndarray:
-    """float64[H/2]; NaN where they are not known: a function of the user's own, or learned ones."""
-    if isinstance(encoding, rotary.Encoding) and not hasattr(encoding, "shared_parameters"):
-        return encoding.inverse_frequencies(head_dim)
-    return np.full(head_dim // 2, np.nan)
 
 
 frequency_usage = Probe("frequency_usage", ("q", "k", "v"), _measure, _finalize)

@@ -12,9 +12,9 @@ import xarray
 
 from rope_study import parallel, variants
 from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Decoder, check_bos
+from rope_study.decoder import Decoder, Edit, check_bos
 from rope_study.errors import UserError
-from rope_study.layer import ACTIVATIONS
+from rope_study.layer import ACTIVATIONS, GIVEN
 
 Array = jax.Array
 
@@ -25,7 +25,7 @@ class Probe:
 
     Attributes:
       name: key of its results.
-      reads: the activations it needs, of rope_study.layer.ACTIVATIONS.
+      reads: the activations it needs, of rope_study.layer's ACTIVATIONS and GIVEN.
       measure: ({name: activation}, weights f32[B, T]) -> a tree of sums and counts for one layer,
         which add up over batches and hosts; padding has weight 0.
       finalize: (the sums in float64, one tree a layer; context T; decoder configuration) ->
@@ -39,10 +39,10 @@ class Probe:
 
     def __post_init__(self):
         for name in self.reads:
-            if name not in ACTIVATIONS:
+            if name not in ACTIVATIONS and name not in GIVEN:
                 raise UserError(
                     f"probe {self.name!r} reads {name!r}, which no layer has:"
-                    f" {', '.join(ACTIVATIONS)}"
+                    f" {', '.join([*ACTIVATIONS, *GIVEN])}"
                 )
 
 
@@ -53,6 +53,7 @@ def run(
     probes: Sequence[Probe],
     *,
     text: str = "",
+    edit: Edit | None = None,
 ) -> dict[str, xarray.Dataset]:
     """Streams batches through the decoder; activations are f32 whatever it was trained in.
 
@@ -63,15 +64,17 @@ def run(
         `encode_batch` gives them; B must divide over the devices of the batch axis.
       probes: what to measure.
       text: names what was read, for the figures.
+      edit: replaces activations before they are measured, as in Decoder.
 
     Returns:
       {probe.name: Dataset}.
 
     Raises:
-      UserError: no batches, rows that do not divide over the devices, or texts without BOS for a
-        model that needs it.
+      UserError: what is no probe, no batches, rows that do not divide over the devices, or texts
+        without BOS for a model that needs it.
     """
-    probed, measure = compiled(decoder, params, probes)
+    _check(probes)
+    probed, measure = compiled(decoder, params, probes, edit)
     layout = probed.layout
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
@@ -91,17 +94,18 @@ def run(
     }
 
 
-def compiled(decoder: Decoder, params: Any, probes: Sequence[Probe]) -> tuple[Decoder, Callable]:
+def compiled(
+    decoder: Decoder, params: Any, probes: Sequence[Probe], edit: Edit | None = None
+) -> tuple[Decoder, Callable]:
     """The decoder in f32, and (params, tokens, weights) -> {probe.name: sums by layer}, jitted.
 
     Of `params` only the types are read.
     """
-    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    probed = Decoder(config, decoder.layout or parallel.one_device())
+    probed = in_f32(decoder)
 
     def measure(params: dict, tokens: Array, weights: Array) -> dict:
         return probed.apply(
-            {"params": params}, tokens, probes=probes, weights=weights, method="features"
+            {"params": params}, tokens, probes=probes, weights=weights, edit=edit, method="features"
         )[1]
 
     options = parallel.lean_options(params, probed.layout)
@@ -125,6 +129,22 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
         dataset.to_zarr(path, mode="w")
     else:
         raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
+
+
+def _check(probes: Sequence[Probe]) -> None:
+    for probe in probes:
+        if not isinstance(probe, Probe):
+            name = getattr(probe, "__name__", probe)
+            raise UserError(f"{name} is no probe; a function that makes one is to be called first")
+    names = [probe.name for probe in probes]
+    if len(set(names)) < len(names):
+        raise UserError(f"two of the probes have one name: {', '.join(names)}; run them apart")
+
+
+def in_f32(decoder: Decoder) -> Decoder:
+    """The same decoder as probes run it: f32 and the reference backend, with a layout."""
+    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
+    return Decoder(config, decoder.layout or parallel.one_device())
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:

@@ -1,0 +1,160 @@
+"""Attention sinks: how much attention goes to the first token, and how far a changed token reaches.
+
+alpha_k = mean over queries i >= k of A_ik, and Sink_k^eps = share of texts, layers and heads with
+alpha_k > eps: Gu et al. (2410.10781), with texts of 64 tokens and eps = 0.3; Barbero et al.
+(2504.02732) take eps = 0.8. alpha depends on the length of the texts, as the first query has
+nothing but the first token to read: compare models on texts of one length.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray
+
+from rope_study.architecture import DecoderConfig
+from rope_study.decoder import Decoder
+from rope_study.errors import UserError
+from rope_study.probes import axes
+from rope_study.probes.capture import capture, index, one_text
+from rope_study.probes.run import Probe
+
+Array = jax.Array
+
+
+def sinks(place: int = 0, thresholds: Sequence[float] = (0.3, 0.8), bins: int = 20) -> Probe:
+    """alpha of the token at a place, 0 for the first: its mean, its distribution and its sink rate.
+
+    Args:
+      place: which token; texts in which nothing follows it do not count.
+      thresholds: the eps of Sink^eps.
+      bins: of the histogram of alpha over texts, from 0 to 1.
+    """
+    if place < 0 or bins < 1 or not all(0 <= t < 1 for t in thresholds):
+        raise UserError(
+            f"sinks: place={place} and bins={bins} must be at least 0 and 1, and"
+            f" thresholds={tuple(thresholds)} in [0, 1)"
+        )
+    limits = np.array(thresholds, np.float32)
+
+    def measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+        return _measure(activations, weights, place, limits, bins)
+
+    def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
+        return _finalize(totals, place, thresholds, bins)
+
+    return Probe("sinks", ("attention",), measure, finalize)
+
+
+def _measure(
+    activations: Mapping[str, Array], weights: Array, place: int, limits: np.ndarray, bins: int
+) -> dict[str, Array]:
+    T = weights.shape[1]
+    counts = weights * (jnp.arange(T) >= place)
+    if place >= T:
+        counts, place = jnp.zeros_like(counts), 0
+
+    def reduce(attention: Array, queries: Array) -> Array:
+        return jnp.einsum("bnt,bt->bn", attention[..., place], counts[:, queries])
+
+    read = jnp.sum(counts, axis=1)
+    alpha = activations["attention"](reduce) / jnp.maximum(read, 1)[:, None]  # [B, N]
+    texts = (read * weights[:, place] > 1).astype(jnp.float32)
+    among = jnp.clip((alpha * bins).astype(int), 0, bins - 1)
+    return {
+        "texts": jnp.sum(texts),
+        "alpha": jnp.einsum("bn,b->n", alpha, texts),
+        "above": jnp.einsum("bne,b->ne", alpha[..., None] > limits, texts),
+        "histogram": jnp.einsum("bnx,b->nx", jax.nn.one_hot(among, bins), texts),
+    }
+
+
+def _finalize(
+    totals: list[dict], place: int, thresholds: Sequence[float], bins: int
+) -> xarray.Dataset:
+    texts = int(totals[0]["texts"])
+    if not texts:
+        raise UserError(f"sinks: no text goes on after place={place}, so there is no alpha")
+
+    def mean(name: str, long_name: str, *dims: str) -> tuple:
+        layers = [layer[name] / texts for layer in totals]
+        return axes.variable((*axes.BY_HEAD, *dims), layers, long_name)
+
+    dataset = xarray.Dataset(
+        {
+            "alpha": mean("alpha", "mean attention on the token over queries, mean over texts"),
+            "above": mean("above", "share of texts with alpha above the threshold", "threshold"),
+            "histogram": mean("histogram", "share of texts with alpha in the bin", "bin"),
+        },
+        coords={
+            "threshold": ("threshold", np.array(thresholds, np.float64), axes.about("eps")),
+            "bin": ("bin", (np.arange(bins) + 0.5) / bins, axes.about("alpha, middle of the bin")),
+        },
+        attrs={"place": place, "texts": texts},
+    )
+    rate = dataset.above.mean(axes.BY_HEAD)
+    dataset["sink_rate"] = rate.assign_attrs(
+        axes.about("Sink^eps: share of texts, layers and heads with alpha above the threshold")
+    )
+    return axes.numbered(dataset)
+
+
+# --- how far a changed token reaches ----------------------------------------------------------
+
+
+def perturbation_spread(
+    decoder: Decoder, params: dict, tokens: Sequence[int], place: int, replacement: int
+) -> xarray.Dataset:
+    """How far the residual stream moves when one token is replaced, with BOS and without.
+
+    Barbero et al. (2504.02732) replace "greatest" by "best" and see the change spread further
+    where there is no BOS to take up attention. Works on any decoder, also on those that give
+    garbage without BOS: that is what is measured.
+
+    Args:
+      decoder, params: as checkpoints.load gives them.
+      tokens: ids int[T] of one text that begins with BOS.
+      place: of the token to replace, after BOS.
+      replacement: the id to put there.
+
+    Returns:
+      `change`[bos, layer, position], the 2-norm of the difference in the residual stream after
+      each layer, and `relative`, over the norm of the text's own. `bos` is "with" and "without";
+      positions are those with BOS, and that of BOS is NaN without.
+    """
+    tokens = one_text(decoder, tokens, least=2)
+    place = index(place, len(tokens), "place")
+    if place == 0:
+        raise UserError("place=0 is BOS, which is kept or left out; replace a later token")
+    replacement = index(replacement, decoder.config.vocab_size, "replacement")
+    if tokens[place] == replacement:
+        raise UserError(f"the token at place={place} is {replacement} already")
+    changed = tokens.copy()
+    changed[place] = replacement
+    both = np.stack([tokens, changed])
+    with_bos = _difference(decoder, params, both)
+    without = _difference(decoder, params, both[:, 1:])
+    without = np.pad(without, [(0, 0), (0, 0), (1, 0)], constant_values=np.nan)
+    change, relative = np.stack([with_bos, without], axis=1)
+    dims = ("bos", "layer", "position")
+    dataset = xarray.Dataset(
+        {
+            "change": (dims, change, axes.about("2-norm of the change of the residual stream")),
+            "relative": (dims, relative, axes.about("the same over the 2-norm of the stream")),
+        },
+        coords={"bos": np.array(["with", "without"], object)},
+        attrs={"place": place, "token": int(tokens[place]), "replacement": replacement},
+    )
+    return axes.numbered(dataset)
+
+
+def _difference(decoder: Decoder, params: dict, both: np.ndarray) -> np.ndarray:
+    """float64[2, L, T]: 2-norms of the difference of two texts int[2, T], and over the first's."""
+    streams = np.stack(capture(decoder, params, both, _residual)).astype(np.float64)
+    change = np.linalg.norm(streams[:, 1] - streams[:, 0], axis=-1)
+    return np.stack([change, change / np.linalg.norm(streams[:, 0], axis=-1)])
+
+
+def _residual(activations: Mapping[str, Array]) -> Array:
+    return activations["residual"]
