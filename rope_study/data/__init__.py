@@ -6,20 +6,25 @@ from rope_study.data.corpus import Corpus, load_corpus
 from rope_study.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from rope_study.data.llama2c_tokenizer import Llama2cTokenizer
 from rope_study.data.sources import fingerprint, read_documents, split
+from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
 from rope_study.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 
 __all__ = [
+    "DOMAINS",
+    "PASSAGES",
     "ByteTokenizer",
     "Corpus",
     "HuggingFaceTokenizer",
     "Llama2cTokenizer",
     "SentencePieceTokenizer",
+    "Text",
     "Tokenizer",
     "TrainBatches",
     "Windows",
     "fingerprint",
     "held_out_batches",
     "load_corpus",
+    "load_texts",
     "load_tokenizer",
     "read_documents",
     "split",

@@ -101,7 +101,7 @@ def _python_texts() -> Iterator[str]:
     library = Path(sysconfig.get_paths()["stdlib"])
     for file in sorted(library.rglob("*.py")):
         if all(_is_package(folder) for folder in file.relative_to(library).parts[:-1]):
-            yield _read_text(file)
+            yield read_text(file)
 
 
 def _is_package(folder: str) -> bool:
@@ -117,7 +117,7 @@ def _find_files(path: str) -> list[Path]:
     if os.path.isfile(root):
         return [Path(root)]
     if os.path.isdir(root):
-        files = [file for file in Path(root).rglob("*") if _ending(file) in TEXT_ENDINGS]
+        files = [file for file in Path(root).rglob("*") if ending(file) in TEXT_ENDINGS]
         problem = f"the folder {path!r} has no file that ends in {', '.join(TEXT_ENDINGS)}"
     else:
         files = map(Path, glob.glob(root, recursive=True))
@@ -131,7 +131,7 @@ def _find_files(path: str) -> list[Path]:
     return files
 
 
-def _ending(file: Path) -> str:
+def ending(file: Path) -> str:
     """What the content is, compressed or not: '.jsonl' for a.jsonl and a.jsonl.gz."""
     inner = file.stem if file.suffix.lower() in OPENERS else file.name
     return Path(inner).suffix.lower()
@@ -139,41 +139,43 @@ def _ending(file: Path) -> str:
 
 def _file_texts(files: Iterable[Path]) -> Iterator[str]:
     for file in files:
-        text = _read_text(file)
-        if _ending(file) == ".jsonl":
-            yield from _jsonl_texts(text, file)
+        text = read_text(file)
+        if ending(file) == ".jsonl":
+            yield from (row["text"] for _, row in jsonl_rows(text, file))
         else:
             yield text
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path, where: str = WHERE) -> str:
+    """The content of a UTF-8 file, compressed or not; `where` ends the message of a UserError."""
     try:
         with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
             text = stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}; {WHERE}"
+            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}; {where}"
         ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error}); {WHERE}") from error
+        raise UserError(f"{str(file)!r} cannot be read ({error}); {where}") from error
     # As Python's own text mode: a byte order mark and the kind of line ends are not content.
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _jsonl_texts(lines: str, file: Path) -> Iterator[str]:
+def jsonl_rows(lines: str, file: Path, where: str = WHERE) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line that is not blank; "text" is a string in all."""
     # Not splitlines(): a JSON string may hold U+2028 and the like.
     for number, line in enumerate(lines.split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"]
-            text.encode()  # an escaped lone surrogate would fail later, far from its line
+            row = json.loads(line)
+            row["text"].encode()  # an escaped lone surrogate would fail later, far from its line
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{str(file)!r}, line {number}: not of the form {{"text": "..."}}'
-                f" ({type(error).__name__}: {error}); {WHERE}"
+                f" ({type(error).__name__}: {error}); {where}"
             ) from error
-        yield text
+        yield number, row
 
 
 def _cut(text: str) -> Iterator[str]:
