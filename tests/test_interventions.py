@@ -26,7 +26,7 @@ ROPE = rotary.rope().inverse_frequencies(16)
 
 
 def init(config, seed=0):
-    params = nn.unbox(Decoder(config).init(jax.random.key(seed), TOKENS[:, :2]))["params"]
+    params = nn.unbox(jax.jit(Decoder(config).init)(jax.random.key(seed), TOKENS[:, :2]))["params"]
     return jax.tree.map(lambda a: 3 * a, params)  # attention far from even
 
 
@@ -55,6 +55,8 @@ def close(a, b, atol=2e-4):
 PARAMS = init(TINY)
 PLAIN = logits(TINY, PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
+ZEROED = logits(TINY, PARAMS, zero(MIDDLE))
+PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
 
 
 # --- bands ------------------------------------------------------------------------------------
@@ -138,9 +140,8 @@ def test_a_random_band_comes_as_near_as_exchanges_can():
 
 @pytest.mark.parametrize("on", ["q_rotated", "k", "k_rotated", ("q", "k")])
 def test_zero_is_the_same_wherever_it_is_done(on):
-    expected = logits(TINY, PARAMS, zero(MIDDLE))
-    assert np.abs(expected - PLAIN).max() > 1
-    close(logits(TINY, PARAMS, zero(MIDDLE, on=on)), expected)
+    assert np.abs(ZEROED - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, zero(MIDDLE, on=on)), ZEROED)
 
 
 def test_zero_removes_exactly_what_the_band_adds_to_logits():
@@ -154,7 +155,7 @@ def test_zero_removes_exactly_what_the_band_adds_to_logits():
 
 
 def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
-    plain = activations(TINY, PARAMS, "attention")
+    plain = PLAIN_ATTENTION
     got = activations(TINY, PARAMS, "attention", zero(MIDDLE, layers=1, heads=2))
     np.testing.assert_array_equal(got[0], plain[0])
     np.testing.assert_array_equal(got[1][:, [0, 1, 3]], plain[1][:, [0, 1, 3]])
@@ -163,7 +164,7 @@ def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
 
 @pytest.mark.parametrize("heads", [(2, 3), (0, 1)])
 def test_an_edit_of_keys_changes_the_whole_group(heads):
-    plain = activations(TINY, PARAMS, "attention")
+    plain = PLAIN_ATTENTION
     got = activations(TINY, PARAMS, "attention", freeze(MIDDLE, heads=heads, layers=0))
     for head in range(4):
         assert (np.abs(got[0][:, head] - plain[0][:, head]).max() > 0.1) == (head in heads)
@@ -171,7 +172,7 @@ def test_an_edit_of_keys_changes_the_whole_group(heads):
 
 def test_rescale_multiplies_what_the_band_adds():
     np.testing.assert_array_equal(logits(TINY, PARAMS, rescale(MIDDLE, 1.0)), PLAIN)
-    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), logits(TINY, PARAMS, zero(MIDDLE)))
+    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ZEROED)
     both = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
     close(both, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
     assert np.abs(both - PLAIN).max() > 0.5
@@ -207,11 +208,10 @@ def test_permute_without_rotation_changes_nothing():
 def test_several_act_in_order():
     """Frozen pairs come from what earlier edits left; permuting twice in reverse is nothing."""
     close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
-    zeroed = logits(TINY, PARAMS, zero(MIDDLE))
-    close(logits(TINY, PARAMS, zero(MIDDLE), freeze(MIDDLE)), zeroed)
-    close(logits(TINY, PARAMS, freeze(MIDDLE), zero(MIDDLE, on="q_rotated")), zeroed)
+    close(logits(TINY, PARAMS, zero(MIDDLE), freeze(MIDDLE)), ZEROED)
+    close(logits(TINY, PARAMS, freeze(MIDDLE), zero(MIDDLE, on="q_rotated")), ZEROED)
     both = logits(TINY, PARAMS, zero(band(indices=1)), zero(band(indices=(2, 5))))
-    close(both, zeroed)
+    close(both, ZEROED)
     first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
     swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
     close(first, swapped)
@@ -227,7 +227,7 @@ MIXED = (
 )
 
 
-def test_edits_are_the_same_scanned_unrolled_and_rematerialised():
+def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
     """Three layers of two kinds: a remainder of one, and tables filled up to the largest."""
     config = dataclasses.replace(TINY, layers=3, pattern=MIXED)
     params = jax.tree.map(lambda a: a / 2, init(config))
@@ -238,21 +238,19 @@ def test_edits_are_the_same_scanned_unrolled_and_rematerialised():
     ]
     expected = logits(config, params, *chain)
     assert np.abs(expected - logits(config, params)).max() > 0.1
-    for change in ({"scan": False}, {"remat": "full"}):
-        close(logits(dataclasses.replace(config, **change), params, *chain), expected)
+    changed = dataclasses.replace(config, scan=False, remat="full")
+    close(logits(changed, params, *chain), expected)
 
 
 def test_every_layer_has_the_band_of_its_own_encoding():
-    """Pairs between 0.4 and 0.6 rad/token are in layers 1 and 3 only: 10^(-1/4) = 0.56."""
-    config = dataclasses.replace(TINY, layers=4, pattern=MIXED)
+    """Pairs between 0.4 and 0.6 rad/token are in layer 1 only: 10^(-1/4) = 0.56."""
+    config = dataclasses.replace(TINY, pattern=MIXED)
     params = init(config)
     plain = activations(config, params, "q_rotated")
     got = activations(config, params, "q_rotated", zero(band(frequencies=(0.4, 0.6))))
     np.testing.assert_array_equal(got[0], plain[0])
-    for layer in (1, 3):
-        assert not got[layer][..., [1, 17]].any()
-        assert (got[layer] == 0).sum() == got[layer].size // 16
-    assert not (got[2] == 0).any()
+    assert not got[1][..., [1, 17]].any()
+    assert (got[1] == 0).sum() == got[1].size // 16
 
 
 def test_a_kept_activation_does_not_leak_out_of_a_trace():
@@ -442,8 +440,10 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
     kinds = {
         "no fast": zero(fast),
         "no slow": zero(slow),
-        "no random for fast": zero(iv.random_band(used, fast), heads=0),
-        "no random for slow": zero(iv.random_band(used, slow), heads=1),
+        "random": [
+            zero(iv.random_band(used, fast), heads=0),
+            zero(iv.random_band(used, slow), heads=1),
+        ],
         "frozen fast": freeze(fast),
         "frozen slow": freeze(slow),
         "reversed": permute(band(indices=(*FAST, *SLOW))),
@@ -465,8 +465,8 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
             for one in (chosen, iv.random_band(used, chosen))
         )
         assert share == pytest.approx(0.5) and control == pytest.approx(share)
-    assert position["no random for fast"] > 0.9
-    assert moved["no random for slow"] < 0.05
+    assert position["random"] > 0.9
+    assert moved["random"] < 0.05
     # Standing still loses position, not meaning; what was slow loses meaning when it turns fast.
     assert position["frozen fast"] < 0.15 and moved["frozen fast"] < 1e-5
     assert position["frozen slow"] > 0.9 and moved["frozen slow"] < 0.05
