@@ -6,7 +6,8 @@ The texts are the decoder's own, sampled at temperature 1, up to where it ends a
 tables: pairs edited in all heads at once; pairs zeroed in one layer at a time, and what becomes of
 every head of that layer, whose input is then as before; and that by kind of head. Beside each pair
 that is zeroed stands a control of the same norm: all other pairs of each head shrunk by one factor,
-so that as much of its sum of mean |q^(k)| |k^(k)| goes as with the pair (rescale, on q).
+so that as much of its sum of mean |q^(k)| |k^(k)| goes as with the pair (rescale, on q). Where a
+pair has more than all others together there is no such control.
 """
 
 import argparse
@@ -129,9 +130,10 @@ def one_layer(decoder, params, batch, usage) -> dict[str, np.ndarray]:
     }
 
 
-def row(values, form: str = "5.2f") -> str:
+def spread(values, form: str = "5.2f") -> str:
     """Numbers of one head by pair."""
-    return " ".join(f"{value:{form}}" for value in values)
+    width = int(form.lstrip("+").split(".")[0])
+    return " ".join(f"{'-':>{width}}" if np.isnan(v) else f"{v:{form}}" for v in values)
 
 
 def table_heads(n: dict) -> None:
@@ -144,24 +146,26 @@ def table_heads(n: dict) -> None:
     )
     for layer, head in np.ndindex(L, N):
         at = layer, head
+        by_pair = [spread(n[name][at]) for name in ("share", "zero moved", "zero lost")]
         print(
-            f"L{layer}H{head:<3} {n['previous'][at]:5.2f} {n['diagonal'][at]:5.2f}"
-            f"  {row(n['share'][at])}  {row(n['zero moved'][at])}  {row(n['zero lost'][at])}"
+            f"L{layer}H{head:<3} {n['previous'][at]:5.2f} {n['diagonal'][at]:5.2f}  "
+            + "  ".join(by_pair)
         )
 
 
 def table_kinds(n: dict) -> None:
     """Prints means over heads that go by position, and over the others."""
     position = n["previous"] + n["diagonal"]
-    print("\nmeans over heads        " + "".join(f"{f'pair {i}':>8}" for i in range(4)))
+    P = n["share"].shape[2]
+    print("\nmeans over heads        " + "".join(f"{f'pair {i}':>8}" for i in range(P)))
     for label, chosen in (("prev + diag >= 0.5", position >= 0.5), ("below 0.5", position < 0.5)):
         print(f"{label}: {int(chosen.sum())} heads")
         for name in ("share", "zero moved", "shrink moved", "zero lost", "shrink lost"):
-            print(f"  {name:22}" + row(n[name][chosen].mean(axis=0), "7.3f"))
+            print(f"  {name:22}" + spread(n[name][chosen].mean(axis=0), "7.3f"))
     print("\nrank correlation over heads of prev + diag with")
     for name in ("share", "zero moved", "zero lost"):
-        ranks = [correlation(position.ravel(), n[name][..., i].ravel()) for i in range(4)]
-        print(f"  {name:22}" + row(ranks, "+7.2f"))
+        ranks = [correlation(position.ravel(), n[name][..., i].ravel()) for i in range(P)]
+        print(f"  {name:22}" + spread(ranks, "+7.2f"))
     flat = n["share"].ravel(), n["zero moved"].ravel()
     print(f"rank correlation over heads and pairs of share with TV: {correlation(*flat):+.2f}")
     print("\nloss difference +- s.e. of edits of one layer")
