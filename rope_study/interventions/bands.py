@@ -1,0 +1,204 @@
+"""Bands: which rotary pairs of each head an intervention edits, and random bands to compare with.
+
+P = head_dim / 2 pairs, numbered 0..P-1 as on the `frequency` axis of probes, N query heads,
+L layers.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xarray
+
+from rope_study.errors import UserError
+from rope_study.spelling import check_numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """A choice of rotary pairs.
+
+    Attributes:
+      name: for tables, such as "fastest 0.25".
+      choose: (frequencies float64[P] in radians per token, layer, head) -> int[m], the pairs.
+        Frequencies are NaN where the encoding does not name them.
+    """
+
+    name: str
+    choose: Callable[[np.ndarray, int, int], np.ndarray] = dataclasses.field(repr=False)
+
+
+def band(
+    *,
+    fastest: float | None = None,
+    slowest: float | None = None,
+    indices: int | Sequence[int] | None = None,
+    frequencies: tuple[float, float] | None = None,
+    cycles: tuple[float, float] | None = None,
+    context: int | None = None,
+) -> Band:
+    """A band by exactly one of:
+
+    Args:
+      fastest: the fraction of pairs with the highest frequencies, int(fastest P) of them, as
+        p-RoPE counts; pairs of equal frequency in their order in the head.
+      slowest: the same from the other end; pairs that do not turn are the slowest.
+      indices: these pairs, counted from 0.
+      frequencies: (lowest, highest) in radians per token, both included.
+      cycles: (fewest, most) turns over `context` tokens, both included.
+      context: tokens; with `cycles` only.
+    """
+    given = {
+        name: value
+        for name, value in (
+            ("fastest", fastest), ("slowest", slowest), ("indices", indices),
+            ("frequencies", frequencies), ("cycles", cycles),
+        )
+        if value is not None
+    }  # fmt: skip
+    if len(given) != 1 or (context is None) != (cycles is None):
+        raise UserError(
+            f"band: {', '.join(given) or 'nothing'} given; choose by one of fastest, slowest,"
+            " indices, frequencies, or cycles with context"
+        )
+    if fastest is not None:
+        return _by_rank("fastest", fastest, -1)
+    if slowest is not None:
+        return _by_rank("slowest", slowest, 1)
+    if indices is not None:
+        return _by_index(indices)
+    if frequencies is not None:
+        return _by_frequency(f"{_range(frequencies)} rad/token", frequencies, 1.0)
+    check_numbers("band", context=context)
+    name = f"{_range(cycles)} cycles over {context}"
+    return _by_frequency(name, cycles, context / (2 * np.pi))
+
+
+def _by_rank(which: str, fraction: float, sign: int) -> Band:
+    check_numbers("band", **{which: fraction})
+    if not 0 < fraction <= 1:
+        raise UserError(f"band: {which}={fraction} must lie in (0, 1], the fraction of pairs")
+
+    def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
+        order = np.argsort(sign * np.abs(_known(frequencies, layer)), kind="stable")
+        return np.sort(order[: int(fraction * len(frequencies))])
+
+    return Band(f"{which} {fraction:g}", choose)
+
+
+def _by_index(indices: int | Sequence[int]) -> Band:
+    found = np.unique(np.atleast_1d(indices))
+    if not np.issubdtype(found.dtype, np.integer) or not found.size or found[0] < 0:
+        raise UserError(f"band: indices={indices!r} must be whole numbers from 0, at least one")
+
+    def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
+        if found[-1] >= len(frequencies):
+            raise UserError(
+                f"band: index {found[-1]} is too large: layer {layer} has pairs"
+                f" 0..{len(frequencies) - 1}"
+            )
+        return found
+
+    return Band(f"pairs {', '.join(map(str, found))}", choose)
+
+
+def _by_frequency(name: str, limits: tuple[float, float], unit: float) -> Band:
+    low, high = limits
+
+    def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
+        turns = np.abs(_known(frequencies, layer)) * unit
+        return np.flatnonzero((turns >= low) & (turns <= high))
+
+    return Band(name, choose)
+
+
+def _range(limits: tuple[float, float]) -> str:
+    if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+        raise UserError(f"band: {limits!r} must be two numbers, the lower first, from 0 on")
+    return f"{limits[0]:g} to {limits[1]:g}"
+
+
+def _known(frequencies: np.ndarray, layer: int) -> np.ndarray:
+    if np.isnan(frequencies).any():
+        raise UserError(
+            f"band: the encoding of layer {layer} does not say how fast its pairs turn; choose"
+            " by indices"
+        )
+    return frequencies
+
+
+# --- norms, and controls ----------------------------------------------------------------------
+
+# A control whose norm is this near to the band's is not brought nearer: it stays random.
+TOLERANCE = 0.01
+
+
+def pair_products(usage: xarray.Dataset) -> np.ndarray:
+    """float64[L, N, P]: mean |q^(k)| |k^(k)| of every head's pairs, from frequency_usage.
+
+    Over all queries and keys of the texts, each with each, the mean of the product is the product
+    of the means, which the probe has. It bounds the mean size of what the pair adds to a logit.
+    """
+    q, k = usage["q"].to_numpy(), usage["k"].to_numpy()
+    # Layers with fewer key heads end in NaN: the number of key heads differs from layer to layer.
+    heads, products = q.shape[1], np.full_like(q, np.nan)
+    for layer in range(len(q)):
+        kv_heads = int((~np.isnan(k[layer, :, 0])).sum())
+        products[layer] = q[layer] * np.repeat(k[layer, :kv_heads], heads // kv_heads, axis=0)
+    return products
+
+
+def band_share(usage: xarray.Dataset, chosen: Band) -> xarray.DataArray:
+    """[layer, head]: the band's part of the sum of mean |q^(k)| |k^(k)| over all pairs."""
+    products = pair_products(usage)
+    frequencies = usage["inverse_frequency"].to_numpy()
+    shares = np.zeros(products.shape[:2])
+    for layer, head in np.ndindex(shares.shape):
+        own = products[layer, head][~np.isnan(products[layer, head])]
+        shares[layer, head] = own[chosen.choose(frequencies[layer, : len(own)], layer, head)].sum()
+        shares[layer, head] /= own.sum()
+    about = {"units": "1", "long_name": f"share of mean |q||k| in {chosen.name}"}
+    return xarray.DataArray(shares, dims=("layer", "head"), attrs=about)
+
+
+def random_band(usage: xarray.Dataset, chosen: Band, seed: int = 0) -> Band:
+    """A control for a band: in each head as many other pairs at random, of about the same norm.
+
+    The norm is the sum of mean |q^(k)| |k^(k)|. As many of the other pairs are drawn; then one
+    of them at a time is exchanged for one not drawn, the exchange that brings the sum nearest,
+    until it is within TOLERANCE of the band's or no exchange helps. Where one pair outweighs all
+    others nothing can match it: compare `band_share` of both before drawing conclusions.
+
+    Args:
+      usage: the dataset of probes.frequency_usage, of the decoder to edit.
+      chosen: the band to compare with.
+      seed: of the draw; every layer and head has its own.
+    """
+    products = pair_products(usage)
+
+    def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
+        own = chosen.choose(frequencies, layer, head)
+        others = np.setdiff1d(np.arange(len(frequencies)), own)
+        if len(others) < len(own):
+            raise UserError(
+                f"random_band: {chosen.name} takes {len(own)} of {len(frequencies)} pairs, which"
+                " leaves too few others to compare with"
+            )
+        drawn = np.random.default_rng((seed, layer, head)).permutation(others)
+        norms = products[layer, head]
+        return np.sort(_exchange(drawn, len(own), norms, norms[own].sum()))
+
+    return Band(f"random, as {chosen.name} (seed {seed})", choose)
+
+
+def _exchange(drawn: np.ndarray, size: int, norms: np.ndarray, wanted: float) -> np.ndarray:
+    """int[size]: the first of `drawn`, after exchanges with the rest towards the wanted norm."""
+    inside, outside = drawn[:size].copy(), drawn[size:].copy()
+    while outside.size:
+        missing = wanted - norms[inside].sum()
+        after = np.abs(missing + norms[inside][:, None] - norms[outside])
+        i, j = np.unravel_index(after.argmin(), after.shape)
+        if abs(missing) <= TOLERANCE * wanted or after[i, j] >= abs(missing):
+            break
+        inside[i], outside[j] = outside[j], inside[i]
+    return inside

@@ -1,0 +1,534 @@
+"""Interventions: what each edit is exactly, on random decoders and on heads made by theory."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+from rope_study import interventions as iv
+from rope_study import parallel, presets, probes, rotary, theory
+from rope_study.architecture import LayerSpec
+from rope_study.data import load_tokenizer
+from rope_study.decoder import Decoder
+from rope_study.errors import UserError
+from rope_study.evaluate import Evaluation
+from rope_study.interventions import band, freeze, permute, rescale, zero
+from rope_study.interventions.measurement import ratio
+from rope_study.probes import frequency_usage
+
+TINY = presets.tiny()  # 2 layers, 4 heads on 2 key heads, 8 pairs
+TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
+ROPE = rotary.rope().inverse_frequencies(16)
+
+
+def init(config, seed=0):
+    params = nn.unbox(jax.jit(Decoder(config).init)(jax.random.key(seed), TOKENS[:, :2]))["params"]
+    return jax.tree.map(lambda a: 3 * a, params)  # attention far from even
+
+
+def logits(config, params, *interventions):
+    edit = iv.edit(config, interventions) if interventions else None
+    return jax.jit(lambda p: Decoder(config).apply({"params": p}, TOKENS, edit=edit)[0])(params)
+
+
+def activations(config, params, name, *interventions):
+    """One activation of every layer."""
+    weigh = lambda a: a(lambda weights, queries: weights) if callable(a) else a  # noqa: E731
+    probe = probes.Probe("seen", (name,), lambda a, w: weigh(a[name]), lambda *_: None)
+    edit = iv.edit(config, interventions) if interventions else None
+    run = jax.jit(lambda p: Decoder(config).apply({"params": p}, TOKENS, probes=[probe], edit=edit))
+    return [np.asarray(a) for a in run(params)[1]["seen"]]
+
+
+def with_frequencies(config, frequencies):
+    return config.with_rotary(rotary.Encoding("changed", lambda d: frequencies))
+
+
+def close(a, b, atol=2e-4):
+    np.testing.assert_allclose(a, b, atol=atol)
+
+
+PARAMS = init(TINY)
+PLAIN = logits(TINY, PARAMS)
+MIDDLE = band(indices=(1, 2, 5))
+ZEROED = logits(TINY, PARAMS, zero(MIDDLE))
+PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
+
+
+# --- bands ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chosen, expected",
+    [
+        (dict(fastest=0.25), [0, 1]),
+        (dict(slowest=0.4), [5, 6, 7]),  # int(3.2)
+        (dict(fastest=1.0), range(8)),
+        (dict(indices=3), [3]),
+        (dict(indices=(5, 2, 5)), [2, 5]),
+        (dict(frequencies=(0.03, 0.4)), [1, 2, 3]),  # 10^(-k/2): 0.316, 0.1, 0.0316
+        (dict(cycles=(0.1, 1), context=128), [3, 4]),  # 128 * 10^(-k/2) / 2 pi: 0.64, 0.2
+    ],
+)
+def test_bands_choose_pairs(chosen, expected):
+    np.testing.assert_array_equal(band(**chosen).choose(ROPE, 0, 0), expected)
+
+
+def test_bands_go_by_frequency_where_places_do_not():
+    frequencies = np.array([0, 0, 1.0, -2.0])
+    np.testing.assert_array_equal(band(fastest=0.5).choose(frequencies, 0, 0), [2, 3])
+    np.testing.assert_array_equal(band(fastest=0.25).choose(frequencies, 0, 0), [3])
+    np.testing.assert_array_equal(band(slowest=0.5).choose(frequencies, 0, 0), [0, 1])
+
+
+def usage_of(config, params):
+    tokens = np.asarray(TOKENS), np.ones(TOKENS.shape, np.float32)
+    return probes.run(Decoder(config), params, [tokens], [frequency_usage])["frequency_usage"]
+
+
+def test_products_of_norms_are_means_over_all_queries_and_keys():
+    q, k = (activations(TINY, PARAMS, name) for name in ("q", "k"))
+    got = iv.pair_products(usage_of(TINY, PARAMS))
+    for layer, head in np.ndindex(2, 4):
+        q_norms = np.hypot(*rotary.pairs(q[layer][:, :, head])).reshape(-1, 8)
+        k_norms = np.hypot(*rotary.pairs(k[layer][:, :, head // 2])).reshape(-1, 8)
+        expected = np.mean(q_norms[:, None] * k_norms[None], axis=(0, 1))
+        close(got[layer, head], expected, 1e-3 * expected.max())
+    share = iv.band_share(usage_of(TINY, PARAMS), band(indices=(0, 3)))
+    np.testing.assert_allclose(share, got[..., [0, 3]].sum(-1) / got.sum(-1), rtol=1e-6)
+
+
+def usage(products):
+    """A usage dataset of one layer with these |q||k| by head and pair."""
+    q = np.asarray(products, np.float64)[None]
+    frequencies = np.geomspace(1, 1e-4, q.shape[2])[None]
+    return xarray.Dataset(
+        {
+            "q": (("layer", "head", "frequency"), q),
+            "k": (("layer", "kv_head", "frequency"), np.ones_like(q)),
+        },
+        coords={"inverse_frequency": (("layer", "frequency"), frequencies)},
+    )
+
+
+def test_random_bands_have_the_size_and_norm_and_none_of_the_pairs():
+    drawn = usage(np.random.default_rng(0).lognormal(size=(6, 32)))
+    chosen, sets = band(fastest=0.25), set()
+    wanted = iv.band_share(drawn, chosen)
+    for seed in range(5):
+        control = iv.random_band(drawn, chosen, seed)
+        np.testing.assert_allclose(iv.band_share(drawn, control), wanted, rtol=0.011)
+        for head in range(6):
+            pairs = control.choose(np.geomspace(1, 1e-4, 32), 0, head)
+            assert len(set(pairs)) == 8 and min(pairs) >= 8
+            sets.add(tuple(pairs))
+    assert len(sets) == 30  # every head and seed draws anew
+
+
+def test_a_random_band_comes_as_near_as_exchanges_can():
+    """Nothing matches a pair of 100: the largest others are the nearest."""
+    control = iv.random_band(usage([[100, 1, 2, 3, 4, 5, 6, 7]]), band(indices=(0, 1)))
+    np.testing.assert_array_equal(control.choose(np.ones(8), 0, 0), [6, 7])
+
+
+# --- edits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", ["q_rotated", "k", "k_rotated", ("q", "k")])
+def test_zero_is_the_same_wherever_it_is_done(on):
+    assert np.abs(ZEROED - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, zero(MIDDLE, on=on)), ZEROED)
+
+
+def test_zero_removes_exactly_what_the_band_adds_to_logits():
+    one = zero(MIDDLE, layers=0)
+    q, k = (activations(TINY, PARAMS, f"{x}_rotated")[0].astype(np.float64) for x in "qk")
+    dims = np.setdiff1d(np.arange(16), [1, 2, 5, 9, 10, 13])
+    left = np.einsum("btnh,bsnh->bnts", q[..., dims], np.repeat(k, 2, axis=2)[..., dims]) / 4
+    weights = np.exp(np.where(np.tri(24, dtype=bool), left - left.max(), -np.inf))
+    expected = weights / weights.sum(axis=-1, keepdims=True)
+    close(activations(TINY, PARAMS, "attention", one)[0], expected, 1e-4)
+
+
+def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
+    plain = PLAIN_ATTENTION
+    got = activations(TINY, PARAMS, "attention", zero(MIDDLE, layers=1, heads=2))
+    np.testing.assert_array_equal(got[0], plain[0])
+    np.testing.assert_array_equal(got[1][:, [0, 1, 3]], plain[1][:, [0, 1, 3]])
+    assert np.abs(got[1][:, 2] - plain[1][:, 2]).max() > 0.1
+
+
+@pytest.mark.parametrize("heads", [(2, 3), (0, 1)])
+def test_an_edit_of_keys_changes_the_whole_group(heads):
+    plain = PLAIN_ATTENTION
+    got = activations(TINY, PARAMS, "attention", freeze(MIDDLE, heads=heads, layers=0))
+    for head in range(4):
+        assert (np.abs(got[0][:, head] - plain[0][:, head]).max() > 0.1) == (head in heads)
+
+
+def test_rescale_multiplies_what_the_band_adds():
+    np.testing.assert_array_equal(logits(TINY, PARAMS, rescale(MIDDLE, 1.0)), PLAIN)
+    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ZEROED)
+    both = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
+    close(both, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
+    assert np.abs(both - PLAIN).max() > 0.5
+
+
+def test_freeze_is_frequency_0():
+    expected = logits(
+        with_frequencies(TINY, np.where(np.isin(range(8), [1, 2, 5]), 0, ROPE)), PARAMS
+    )
+    assert np.abs(expected - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, freeze(MIDDLE)), expected)
+    close(
+        logits(TINY, PARAMS, freeze(band(fastest=1.0))),
+        logits(TINY.with_rotary(rotary.nope()), PARAMS),
+    )
+
+
+@pytest.mark.parametrize("order, places", [(None, [5, 2, 1]), ((1, 2, 0), [2, 5, 1])])
+def test_permute_exchanges_frequencies(order, places):
+    """Place b_i turns what was in b_order[i]: that pair now has frequency b_i."""
+    frequencies = ROPE.copy()
+    frequencies[places] = ROPE[[1, 2, 5]]
+    expected = logits(with_frequencies(TINY, frequencies), PARAMS)
+    assert np.abs(expected - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, permute(MIDDLE, order=order)), expected)
+
+
+def test_permute_without_rotation_changes_nothing():
+    config = TINY.with_rotary(rotary.nope())
+    close(logits(config, PARAMS, permute(band(fastest=1.0))), logits(config, PARAMS))
+
+
+def test_several_act_in_order():
+    """Frozen pairs come from what earlier edits left; permuting twice in reverse is nothing."""
+    close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
+    close(logits(TINY, PARAMS, zero(MIDDLE), freeze(MIDDLE)), ZEROED)
+    close(logits(TINY, PARAMS, freeze(MIDDLE), zero(MIDDLE, on="q_rotated")), ZEROED)
+    both = logits(TINY, PARAMS, zero(band(indices=1)), zero(band(indices=(2, 5))))
+    close(both, ZEROED)
+    first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
+    swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
+    close(first, swapped)
+    assert (
+        np.abs(first - logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(MIDDLE, 2))).max()
+        > 1
+    )
+
+
+MIXED = (
+    LayerSpec(rotary.rope(), 4),
+    LayerSpec(rotary.p_rope(0.5), head_dim=32, kv_heads=4),
+)
+
+
+def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
+    """Three layers of two kinds: a remainder of one, and tables filled up to the largest."""
+    config = dataclasses.replace(TINY, layers=3, pattern=MIXED)
+    params = jax.tree.map(lambda a: a / 2, init(config))
+    chain = [
+        freeze(band(fastest=0.5), layers=1),
+        permute(band(indices=(0, 3)), layers=2),
+        zero(band(slowest=0.5), layers=(0, 1), heads=3),
+    ]
+    expected = logits(config, params, *chain)
+    assert np.abs(expected - logits(config, params)).max() > 0.1
+    changed = dataclasses.replace(config, scan=False, remat="full")
+    close(logits(changed, params, *chain), expected)
+
+
+def test_every_layer_has_the_band_of_its_own_encoding():
+    """Pairs between 0.4 and 0.6 rad/token are in layer 1 only: 10^(-1/4) = 0.56."""
+    config = dataclasses.replace(TINY, pattern=MIXED)
+    params = init(config)
+    plain = activations(config, params, "q_rotated")
+    got = activations(config, params, "q_rotated", zero(band(frequencies=(0.4, 0.6))))
+    np.testing.assert_array_equal(got[0], plain[0])
+    assert not got[1][..., [1, 17]].any()
+    assert (got[1] == 0).sum() == got[1].size // 16
+
+
+def test_a_kept_activation_does_not_leak_out_of_a_trace():
+    with jax.checking_leaks():
+        logits(TINY, PARAMS, freeze(MIDDLE))
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+TEXTS = ["abcdefgh" * 3, "The quick brown fox", "hello", "to be or not to be", *"wxyz"]
+BATCH = load_tokenizer("bytes").encode_batch(TEXTS)
+ALL = {"zero": zero(MIDDLE), "freeze": [freeze(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)]}
+
+
+def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
+    kwargs = {"copies": 8, "copy_length": 6} | kwargs
+    return iv.measure(decoder or Decoder(TINY), PARAMS, batches, interventions, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return measured()
+
+
+def losses(tokens, *interventions):
+    edit = iv.edit(TINY, interventions) if interventions else None
+    run = jax.jit(
+        lambda p, w: Decoder(TINY).apply(
+            {"params": p}, w[:, :-1], w[:, 1:], edit=edit, method="token_losses"
+        )
+    )
+    return np.asarray(run(PARAMS, jnp.asarray(tokens)), np.float64)
+
+
+def test_losses_are_those_of_each_decoder_alone(found):
+    tokens, weights = BATCH
+    counted = weights[:, 1:]
+    chains = {"plain": [], "zero": [ALL["zero"]], "freeze": ALL["freeze"]}
+    sums = {name: (losses(tokens, *c) * counted).sum(axis=1) for name, c in chains.items()}
+    for name, by_text in sums.items():
+        row = found.sel(intervention=name)
+        assert float(row.loss) == pytest.approx(by_text.sum() / counted.sum(), abs=1e-5)
+        difference = (by_text - sums["plain"]).sum() / counted.sum()
+        assert float(row.loss_difference) == pytest.approx(difference, abs=1e-5)
+    assert float(found.loss_difference_se.sel(intervention="zero")) > 0.01
+
+
+def test_standard_error_is_evaluates_for_texts_of_one_length():
+    a, b = np.random.default_rng(0).normal(size=(2, 9, 5))
+    got = ratio((a - b).sum(axis=1), np.full(9, 5.0))
+    assert got == pytest.approx(Evaluation(a).difference(Evaluation(b)))
+
+
+def test_standard_error_of_texts_of_any_length_is_right_on_average():
+    """Drawn texts of 1 to 20 tokens: the spread of the mean is what single draws say it is."""
+    random = np.random.default_rng(0)
+    counts = random.integers(1, 21, (2000, 40)).astype(float)
+    sums = counts * random.normal(1.0, 0.5, counts.shape) + random.normal(0, 1, counts.shape)
+    means, errors = np.array([ratio(s, c) for s, c in zip(sums, counts, strict=True)]).T
+    assert errors.mean() == pytest.approx(means.std(), rel=0.05)
+
+
+def test_patterns_are_direct_means_over_counted_queries(found):
+    tokens, weights = BATCH
+    counted = weights.copy()
+    counted[:, 0] = 0
+    edits = {"plain": None, "zero": iv.edit(TINY, ALL["zero"])}
+    probe = probes.Probe(
+        "a", ("attention",), lambda a, w: a["attention"](lambda x, _: x), lambda *_: None
+    )
+    attention = {
+        name: np.array(
+            Decoder(TINY).apply({"params": PARAMS}, tokens, probes=[probe], edit=e)[1]["a"]
+        )
+        for name, e in edits.items()
+    }
+    T = tokens.shape[1]
+    for name, a in attention.items():
+        by_query = {
+            "diagonal": np.einsum("lbntt->lbnt", a),
+            "previous": np.pad(np.einsum("lbntt->lbnt", a[..., 1:, :-1]), [(0, 0)] * 3 + [(1, 0)]),
+            "first": a[..., 0],
+            "entropy": -np.where(a > 0, a * np.log(np.maximum(a, 1e-30)), 0).sum(axis=-1),
+            "total_variation": np.abs(a - attention["plain"]).sum(axis=-1) / 2,
+        }
+        for key, values in by_query.items():
+            assert values.shape[-1] == T
+            expected = np.einsum("lbnt,bt->ln", values, counted) / counted.sum()
+            close(found[key].sel(intervention=name), expected, 1e-5)
+
+
+def check_found(got, found, atol=1e-4):
+    for name in got.data_vars:
+        expected = found[name].sel(intervention=got.intervention)
+        np.testing.assert_allclose(got[name], expected, atol=atol, err_msg=name)
+
+
+def test_padding_counts_for_nothing(found):
+    tokens, weights = BATCH
+    padded = np.pad(tokens, [(0, 0), (0, 7)], constant_values=5), np.pad(weights, [(0, 0), (0, 7)])
+    got = measured([padded], interventions={"zero": ALL["zero"]}, copies=0)
+    assert "copy_gain" not in got
+    check_found(got, found)
+
+
+def test_batches_and_devices_add_up(found):
+    halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
+    layout = parallel.make_layout("data=4,tensor=2")
+    check_found(measured(halves, decoder=Decoder(TINY, layout)), found)
+
+
+def test_copying_is_the_loss_of_the_same_tokens_twice(found):
+    tokens, weights = iv.repeated_sequences([BATCH], 8, 6, seed=0)
+    assert tokens.shape == (8, 13) and (tokens[:, 0] == 256).all() and weights.all()
+    np.testing.assert_array_equal(tokens[:, 1:7], tokens[:, 7:])
+    assert np.isin(tokens[:, 1:], BATCH[0][BATCH[1] > 0]).all() and not (tokens[:, 1:] == 256).any()
+    by_token = losses(tokens)  # target 0 is the first token after BOS
+    row = found.sel(intervention="plain")
+    assert float(row.copy_first) == pytest.approx(by_token[:, 1:6].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 7:].mean(), abs=1e-5)
+    assert float(row.copy_gain) == pytest.approx(float(row.copy_first - row.copy_second))
+    edited = losses(tokens, ALL["zero"])
+    gains = [x[:, 1:6].mean(axis=1) - x[:, 7:].mean(axis=1) for x in (by_token, edited)]
+    row, change = found.sel(intervention="zero"), gains[1] - gains[0]
+    assert float(row.copy_gain_difference) == pytest.approx(change.mean(), abs=1e-5)
+    assert float(row.copy_gain_difference_se) == pytest.approx(
+        change.std(ddof=1) / 8**0.5, abs=1e-5
+    )
+
+
+def test_copying_without_bos():
+    bare = [(BATCH[0][:, 1:], BATCH[1][:, 1:])]
+    tokens, _ = iv.repeated_sequences(bare, 8, 6)
+    assert tokens.shape == (8, 12)
+    row = measured(bare, interventions={"zero": ALL["zero"]}).sel(intervention="plain")
+    by_token = losses(tokens)  # target 0 is the second token
+    assert float(row.copy_first) == pytest.approx(by_token[:, :5].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 6:].mean(), abs=1e-5)
+
+
+# --- the causal test, on heads made by theory -------------------------------------------------
+
+LENGTH, FAST, SLOW, DECOY = 24, [0, 1], [6, 7], [4, 5]
+TARGET = 7  # the id that the semantic head looks for
+
+
+def made_by_theory():
+    """One layer: head 0 reads the previous token (Thm. 5.3), head 1 the tokens of id TARGET.
+
+    An embedding is (1, is target, is other, 0, ...): of one norm, so that the normed input is
+    sqrt(D / 2) times it. Both heads have decoys: pairs of the same norm as those that do the work,
+    with the same key at every token, slow enough that they add about the same at every distance.
+    """
+    config = dataclasses.replace(
+        TINY, layers=1, heads=2, kv_heads=2, scale_embedding=False, norm_epsilon=1e-12
+    )
+    params = jax.tree.map(jnp.zeros_like, init(config))
+    ids = np.arange(config.vocab_size)
+    table = np.zeros((config.vocab_size, config.width))
+    table[:, 0], table[:, 1], table[:, 2] = 1, ids == TARGET, ids != TARGET
+    w = {name: np.zeros(params["pattern_0"][name].shape[1:]) for name in "qk"}
+    norm = theory.thm_5_3_norm(ROPE[FAST], LENGTH, 0.05, offset=1, scale=16**-0.5)
+    fast, slow, decoy = (spread(pairs, norm) for pairs in (FAST, SLOW, DECOY))
+    w["q"][0, 0] = fast + decoy
+    w["k"][0, 0] = theory.prop_3_1_key(fast, 1, rotary.rope()) + decoy
+    w["q"][0, 1] = slow + decoy
+    w["k"][1, 1], w["k"][2, 1], w["k"][0, 1] = slow, -slow, decoy
+    of_input = (config.width / 2) ** -0.5
+    changed = {name: jnp.asarray(value * of_input, jnp.float32)[None] for name, value in w.items()}
+    params["pattern_0"] = params["pattern_0"] | changed
+    return Decoder(config), params | {"embedding": jnp.asarray(table, jnp.float32)}
+
+
+def spread(pairs, norm):
+    psi = np.zeros(16)
+    psi[pairs] = norm / len(pairs) ** 0.5
+    return psi
+
+
+def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theory():
+    decoder, params = made_by_theory()
+    tokens = np.random.default_rng(0).integers(0, 256, (8, LENGTH)).astype(np.int32)
+    tokens[:, 2] = TARGET
+    batch = tokens, (np.arange(LENGTH) >= 4) * np.ones((8, 1), np.float32)
+    used = probes.run(decoder, params, [batch], [frequency_usage])["frequency_usage"]
+    fast, slow = band(fastest=0.25), band(slowest=0.25)
+    kinds = {
+        "no fast": zero(fast),
+        "no slow": zero(slow),
+        "random": [
+            zero(iv.random_band(used, fast), heads=0),
+            zero(iv.random_band(used, slow), heads=1),
+        ],
+        "frozen fast": freeze(fast),
+        "frozen slow": freeze(slow),
+        "reversed": permute(band(indices=(*FAST, *SLOW))),
+        "weak fast": rescale(fast, 0.1),
+    }
+    found = iv.measure(decoder, params, [batch], kinds, copies=0).isel(layer=0)
+    position = found.previous.sel(head=0).to_series()
+    moved = found.total_variation.sel(head=1).to_series()  # away from the semantic pattern
+    meaning = found.entropy.sel(head=1).to_series()  # one target: low
+    assert position["plain"] > 0.9 and meaning["plain"] < 0.8
+    # Without the fast band position is gone and meaning untouched; without the slow the reverse.
+    assert position["no fast"] < 0.15 and moved["no fast"] < 1e-5
+    assert position["no slow"] == pytest.approx(position["plain"], abs=1e-5)
+    assert moved["no slow"] > 0.7 and meaning["no slow"] > 2
+    # As many pairs of the same norm do neither.
+    for head, chosen in enumerate((fast, slow)):
+        share, control = (
+            float(iv.band_share(used, one)[0, head])
+            for one in (chosen, iv.random_band(used, chosen))
+        )
+        assert share == pytest.approx(0.5) and control == pytest.approx(share)
+    assert position["random"] > 0.9
+    assert moved["random"] < 0.05
+    # Standing still loses position, not meaning; what was slow loses meaning when it turns fast.
+    assert position["frozen fast"] < 0.15 and moved["frozen fast"] < 1e-5
+    assert position["frozen slow"] > 0.9 and moved["frozen slow"] < 0.05
+    assert position["reversed"] < 0.15 and moved["reversed"] > 0.3
+    assert position["no fast"] + 0.05 < position["weak fast"] < position["plain"] - 0.05
+
+
+# --- wrong input ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: band(), r"nothing given; choose by one of fastest"),
+        (lambda: band(fastest=0.5, slowest=0.5), r"fastest, slowest given; choose by one"),
+        (lambda: band(fastest=0.5, context=8), r"cycles with context"),
+        (lambda: band(cycles=(0, 1)), r"cycles with context"),
+        (lambda: band(fastest=1.5), r"fastest=1\.5 must lie in \(0, 1\]"),
+        (lambda: band(indices=-1), r"indices=-1 must be whole numbers from 0"),
+        (lambda: band(indices=0.5), r"indices=0\.5 must be whole numbers"),
+        (lambda: band(frequencies=(1, 0.1)), r"\(1, 0\.1\) must be two numbers, the lower first"),
+        (lambda: zero(0.25), r"zero: 0\.25 is no band"),
+        (lambda: zero(MIDDLE, on="v"), r"on='v' is not one of q, k, q_rotated, k_rotated"),
+        (lambda: zero(MIDDLE, layers="all"), r"layers='all' must be a whole number or several"),
+        (lambda: rescale(MIDDLE, float("nan")), r"factor=nan must be finite"),
+        (lambda: permute(MIDDLE, order=(0, 0, 1)), r"must have each of 0\.\.2 once"),
+        (lambda: iv.edit(TINY, permute(MIDDLE, order=(1, 0))), r"2 places, and pairs .* is 3"),
+        (lambda: iv.edit(TINY, zero(MIDDLE, layers=2)), r"layers=\(2,\): 2 is not one .* 0\.\.1"),
+        (lambda: iv.edit(TINY, zero(MIDDLE, heads=4)), r"4 is not one of the decoder's 0\.\.3"),
+        (lambda: iv.edit(TINY, zero(band(indices=8))), r"index 8 is too large: .* 0\.\.7"),
+        (lambda: iv.edit(TINY, zero(band(fastest=0.1))), r"no pair of these layers and heads"),
+        (lambda: iv.edit(TINY, [MIDDLE]), r"is no intervention; make one"),
+        (
+            lambda: iv.edit(TINY, freeze(MIDDLE, heads=(0, 1, 3))),
+            r"query heads 2, 3 of layer 0 share their keys.*on='q', which changes a head alone",
+        ),
+        (
+            lambda: iv.edit(TINY.with_rotary(lambda x, positions: x), zero(band(fastest=0.5))),
+            r"encoding of layer 0 does not say how fast its pairs turn; choose by indices",
+        ),
+        (
+            lambda: iv.edit(
+                dataclasses.replace(TINY, pattern=(LayerSpec(), LayerSpec(keys_from=0))),
+                freeze(MIDDLE),
+            ),
+            r"layers that read the keys of others",
+        ),
+        (
+            lambda: iv.random_band(usage(np.ones((1, 8))), band(fastest=0.75)).choose(ROPE, 0, 0),
+            r"takes 6 of 8 pairs, which leaves too few",
+        ),
+        (lambda: measured(interventions={}), r"at least one and none named 'plain'"),
+        (lambda: measured(interventions={"plain": zero(MIDDLE)}), r"none named 'plain'"),
+        (lambda: measured([]), r"no batches were given"),
+        (lambda: measured([tuple(a[:, :1] for a in BATCH)]), r"no text of two tokens"),
+        (lambda: measured(copy_length=1), r"copy_length=1 must be at least 2"),
+        (
+            lambda: measured(decoder=Decoder(dataclasses.replace(TINY, bos=2))),
+            r"needs BOS, 2",
+        ),
+    ],
+)
+def test_wrong_input_is_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
