@@ -202,7 +202,9 @@ def test_permute_exchanges_frequencies(order, places):
 
 def test_permute_without_rotation_changes_nothing():
     config = TINY.with_rotary(rotary.nope())
-    close(logits(config, PARAMS, permute(band(fastest=1.0))), logits(config, PARAMS))
+    plain = logits(config, PARAMS)
+    close(logits(config, PARAMS, permute(band(fastest=1.0))), plain)
+    close(logits(config, PARAMS, permute(band(fastest=1.0), layers=1, heads=(2, 3))), plain)
 
 
 def test_several_act_in_order():
