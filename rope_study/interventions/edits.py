@@ -17,6 +17,7 @@ from rope_study.architecture import DecoderConfig
 from rope_study.decoder import Edit
 from rope_study.errors import UserError
 from rope_study.interventions.bands import Band
+from rope_study.probes.axes import inverse_frequencies
 from rope_study.spelling import check_numbers
 
 Array = jax.Array
@@ -302,12 +303,9 @@ def _reordered(one: Intervention, chosen: np.ndarray) -> np.ndarray:
 
 
 def _frequencies(config: DecoderConfig, layer: int) -> np.ndarray:
-    """float64[P]; NaN where they are not known: a function of the user's own, or learned ones."""
+    """float64[P] in one layer."""
     spec = config.layer_specs[layer]
-    head_dim, encoding = config.of_layer(spec).head_dim, spec.rotary
-    if isinstance(encoding, rotary.Encoding) and not hasattr(encoding, "shared_parameters"):
-        return encoding.inverse_frequencies(head_dim)
-    return np.full(head_dim // 2, np.nan)
+    return inverse_frequencies(spec.rotary, config.of_layer(spec).head_dim)
 
 
 def _check_range(what: str, some: tuple[int, ...] | None, count: int) -> None:

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import loss, parallel
+from rope_study import loss
 from rope_study.decoder import Decoder, Edit, check_bos
 from rope_study.errors import UserError
 from rope_study.interventions.edits import EDITABLE, Intervention, edit
-from rope_study.probes.run import describe
+from rope_study.probes.run import describe, in_f32
 
 Array = jax.Array
 Batch = tuple[np.ndarray, np.ndarray]
@@ -70,7 +70,7 @@ def measure(
             f"measure: interventions are a dictionary by name, at least one and none named"
             f" {PLAIN!r}; got {list(interventions)}"
         )
-    decoder = _in_f32(decoder)
+    decoder = in_f32(decoder)
     edits = {name: edit(decoder.config, chain) for name, chain in interventions.items()}
     batches = _checked(decoder, batches)
     repeated = repeated_sequences(batches, _rounded(copies, decoder), copy_length, seed)
@@ -116,11 +116,6 @@ def repeated_sequences(
     drawn = np.random.default_rng(seed).choice(ids, (copies, length))
     tokens = np.concatenate([np.tile(bos, (copies, 1)), drawn, drawn], axis=1).astype(np.int32)
     return tokens, np.ones(tokens.shape, np.float32)
-
-
-def _in_f32(decoder: Decoder) -> Decoder:
-    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    return Decoder(config, decoder.layout or parallel.one_device())
 
 
 def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
