@@ -7,7 +7,7 @@ from rope_study import data, parallel, variants
 from rope_study.architecture import DecoderConfig
 from rope_study.checkpoints import hugging_face, llama2c, loading, official_gemma, own
 from rope_study.checkpoints.orbax_tree import is_orbax
-from rope_study.checkpoints.stored import Released
+from rope_study.checkpoints.stored import Located, Released
 from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
@@ -98,16 +98,14 @@ def _load(
     whole = opened.locate(trained)
     loading.check(whole, own.abstract_params(Decoder(trained, layout)), opened.reader)
     loading.refuse_extra(whole, opened.reader, opened.ignored)
-    if rotary is not None:
-        _check_rotary(config, opened, rotary)
-    located = opened.locate(config)
+    located = whole if rotary is None else _locate_changed(config, opened, rotary)
     return decoder, loading.fill(decoder, located, opened.reader, dtype, f"loading {opened.name}")
 
 
-def _check_rotary(config: DecoderConfig, opened: Released, rotary: Rotary | str) -> None:
-    """Refuses an encoding that needs arrays which the checkpoint does not have."""
+def _locate_changed(config: DecoderConfig, opened: Released, rotary: Rotary | str) -> Located:
+    """Where the arrays are for another encoding; refuses one that needs arrays of its own."""
     try:
-        opened.locate(config)
+        return opened.locate(config)
     except UserError as error:
         raise UserError(
             f"rotary={rotary!r} needs arrays that this checkpoint does not have ({error}); choose"

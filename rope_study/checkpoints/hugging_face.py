@@ -134,37 +134,51 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = str(jax.tree.leaves(params)[0].dtype)
     _write_json(folder / "config.json", fields | {"dtype": dtype})
-    shards, index, total = [[]], {}, 0
-    for path, i, stored in [
-        (path, i, stored) for path, places in located.items() for i, stored in enumerate(places)
-    ]:
-        size = _array(params, path, i, len(stored.ours)).nbytes
-        if shards[-1] and sum(s for *_, s in shards[-1]) + size > shard_bytes:
-            shards.append([])
-        shards[-1].append((path, i, stored, size))
-        total += size
+    shards, index = _shards(located, params, shard_bytes), {}
     for number, shard in enumerate(shards, start=1):
         name = "model.safetensors"
         if len(shards) > 1:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         tensors = {
-            stored.name: np.ascontiguousarray(
-                stored.to_theirs(np.asarray(_array(params, path, i, len(stored.ours))))
-            )
-            for path, i, stored, _ in shard
+            stored.name: np.ascontiguousarray(stored.to_theirs(_array(params, path, i)))
+            for path, i, stored in shard
         }
         safetensors.numpy.save_file(tensors, folder / name, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         about = {"metadata": {"total_size": total}, "weight_map": index}
         _write_json(folder / "model.safetensors.index.json", about)
 
 
-def _array(params: dict, path: ArrayPath, i: int, rank: int) -> jax.Array:
-    """The array at a path, for the i-th layer where layers are stacked."""
-    for key in path:
-        params = params[key]
-    return params[i] if params.ndim > rank else params
+# An array of the parameters, which of its layers (None: not stacked), and its place in a file.
+Tensor = tuple[ArrayPath, int | None, Stored]
+
+
+def _shards(located: Located, params: dict, shard_bytes: int) -> list[list[Tensor]]:
+    """All tensors in files of at most that size; no array is read."""
+    shards, held = [[]], 0
+    for path, places in located.items():
+        leaf = _leaf(params, path)
+        stacked = leaf.ndim > len(places[0].ours)
+        size = leaf.nbytes // len(places)
+        for i, stored in enumerate(places):
+            if shards[-1] and held + size > shard_bytes:
+                shards.append([])
+                held = 0
+            shards[-1].append((path, i if stacked else None, stored))
+            held += size
+    return shards
+
+
+def _array(params: dict, path: ArrayPath, i: int | None) -> np.ndarray:
+    """One layer of the array at a path, or all of it, on the host."""
+    leaf = _leaf(params, path)
+    return np.asarray(leaf if i is None else leaf[i])
+
+
+def _leaf(params: dict, path: ArrayPath) -> jax.Array:
+    return functools.reduce(lambda tree, key: tree[key], path, params)
 
 
 def _write_json(file: Path, value: dict) -> None:

@@ -55,7 +55,7 @@ def _comparable(config: DecoderConfig) -> tuple:
     """What must agree: all mathematics; encodings by their frequencies, queries by their scale."""
     fixed = dataclasses.replace(
         config, pattern=(LayerSpec(),), compute_dtype="float32", attention="reference",
-        remat="none", scan=True, bos=None, token_vocab=config.token_vocab or 0,
+        remat="none", scan=True, bos=None,
     )  # fmt: skip
     layers = []
     for spec in config.layer_specs:
@@ -69,14 +69,9 @@ def _comparable(config: DecoderConfig) -> tuple:
             spec, rotary=rotary.nope(), query_scale=None, keys_from=None, head_dim=None,
             kv_heads=None, mlp_hidden=None,
         )  # fmt: skip
-        scale = spec.query_scale
-        if scale is None:
-            scale = LogitScale(shapes.head_dim**-0.5)
-        elif isinstance(scale, LogitScale):
-            scale = LogitScale(float(scale.factor))
+        scale = spec.query_scale or LogitScale(shapes.head_dim**-0.5)
         sizes = shapes.head_dim, shapes.kv_heads, shapes.mlp_hidden
-        source = None if spec.keys_from is None else spec.keys_from
-        layers.append((plain, turns, scale, sizes, source))
+        layers.append((plain, turns, scale, sizes, spec.keys_from))
     return fixed, tuple(layers)
 
 

@@ -7,7 +7,6 @@ The names are the same for the nested trees ({"layer_0": {"attn": ...}}) and the
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,8 +73,7 @@ class OrbaxTree:
         # Restores what `item` has; the rest of the checkpoint is not read.
         args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
         try:
-            with warnings.catch_warnings(), ocp.PyTreeCheckpointer() as checkpointer:
-                warnings.filterwarnings("ignore", "Sharding info not provided")  # NumPy has none
+            with ocp.PyTreeCheckpointer() as checkpointer:
                 restored = checkpointer.restore(self.folder.absolute(), args=args)
         except (ValueError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
