@@ -10,10 +10,11 @@ import matplotlib.text
 import numpy as np
 import pytest
 
-from rope_study import presets, theory, theory_figures
+from rope_study import presets, theory
 from rope_study.decoder import Decoder
 from rope_study.encodings import parse
 from rope_study.errors import UserError
+from rope_study.figures import theory as theory_figures
 from rope_study.rotary import nope, p_rope, reversed_p_rope, rope
 from rope_study.theory.semantic import _first_failure
 

@@ -8,10 +8,10 @@ usage = probes.run(decoder, params, [tokens], [probes.frequency_usage])["frequen
 spectral are functions that make one. The others look at one text. See docs/probes.md.
 """
 
-from rope_study.probes.attention_maps import attention_map
+from rope_study.probes.attention_maps import attention_map, attention_maps
 from rope_study.probes.collapse import representational_collapse, token_influence
-from rope_study.probes.contributions import contributions
-from rope_study.probes.frequency_usage import frequency_usage
+from rope_study.probes.contributions import contribution_map, contributions
+from rope_study.probes.frequency_usage import frequency_usage, slow_bands
 from rope_study.probes.head_patterns import delimiter_ids, head_patterns, name_heads
 from rope_study.probes.massive_values import massive_values
 from rope_study.probes.rotary_outliers import rotary_outliers
@@ -22,6 +22,8 @@ from rope_study.probes.spectral import spectral
 __all__ = [
     "Probe",
     "attention_map",
+    "attention_maps",
+    "contribution_map",
     "contributions",
     "delimiter_ids",
     "frequency_usage",
@@ -34,6 +36,7 @@ __all__ = [
     "run",
     "save",
     "sinks",
+    "slow_bands",
     "spectral",
     "token_influence",
 ]

@@ -1,14 +1,16 @@
-"""The attention of one head on one text, as in Figs. 5 to 7 of Barbero et al. (ICLR 2025)."""
+"""The attention of heads on one text, as in Figs. 5 to 7 of Barbero et al. (ICLR 2025)."""
 
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import xarray
 
 from rope_study.decoder import Decoder
 from rope_study.probes import axes
 from rope_study.probes.capture import capture, index, labels, one_text
+from rope_study.probes.run import describe
 
 Array = jax.Array
 
@@ -22,7 +24,7 @@ def attention_map(
     *,
     pieces: Sequence[str] | None = None,
 ) -> xarray.DataArray:
-    """Attention weights [query, key], each row with sum 1, and 0 on keys after the query.
+    """Attention weights [query, key] of a head, each row with sum 1, and 0 on later keys.
 
     Args:
       decoder, params: as checkpoints.load gives them.
@@ -31,29 +33,50 @@ def attention_map(
       pieces: labels of the tokens, as tokenizer.pieces(tokens) gives them; they come as the
         coordinates `query_token` and `key_token`.
     """
-    tokens = one_text(decoder, tokens)
     layer = index(layer, decoder.config.layers, "layer")
     head = index(head, decoder.config.heads, "head")
+    found = _maps(decoder, params, tokens, [head], pieces).isel(layer=layer, head=0, drop=True)
+    about = axes.about(f"attention of layer {layer}, head {head}")
+    return found.assign_attrs(about | {"layer": layer, "head": head})
+
+
+def attention_maps(
+    decoder: Decoder,
+    params: dict,
+    tokens: Sequence[int],
+    *,
+    pieces: Sequence[str] | None = None,
+) -> xarray.DataArray:
+    """Attention weights [layer, head, query, key] of all heads; arguments as of attention_map.
+
+    L x N x T x T weights are held: for 28 layers of 16 heads 7 MiB at 64 tokens, 28 GiB at 4,096.
+    """
+    return _maps(decoder, params, tokens, list(range(decoder.config.heads)), pieces)
+
+
+def _maps(
+    decoder: Decoder, params: dict, tokens: Sequence[int], heads: list[int], pieces
+) -> xarray.DataArray:
+    tokens = one_text(decoder, tokens)
     names = labels(pieces, len(tokens))
-    weights = capture(decoder, params, tokens[None], _read, head)[layer][0]
+    weights = capture(decoder, params, tokens[None], _read, np.array(heads))
     of_tokens = {} if names is None else {f"{a}_token": (a, names) for a in ("query", "key")}
     places = {axis: (axis, range(len(tokens)), {"units": "token"}) for axis in ("query", "key")}
     return xarray.DataArray(
-        weights,
-        dims=("query", "key"),
+        np.stack([layer[0] for layer in weights]),
+        dims=("layer", "head", "query", "key"),
         name="attention",
-        coords=places | of_tokens,
-        attrs=axes.about(f"attention of layer {layer}, head {head}")
-        | {"layer": layer, "head": head},
+        coords={"layer": range(len(weights)), "head": heads} | places | of_tokens,
+        attrs=axes.about("attention") | {"model": describe(decoder.config)},
     )
 
 
-def _read(activations: Mapping[str, Array], head: Array) -> Array:
-    """f32[B, T, S], put together from blocks of queries."""
+def _read(activations: Mapping[str, Array], heads: Array) -> Array:
+    """f32[B, heads, T, S], put together from blocks of queries."""
     B, T = activations["tokens"].shape
 
     def reduce(weights: Array, queries: Array) -> Array:
-        rows = jnp.take(weights, head, axis=1)
-        return jnp.zeros((B, T, rows.shape[-1])).at[:, queries].set(rows)
+        rows = jnp.take(weights, heads, axis=1)
+        return jnp.zeros((B, len(heads), T, rows.shape[-1])).at[:, :, queries].set(rows)
 
     return activations["attention"](reduce)

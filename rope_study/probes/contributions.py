@@ -5,6 +5,7 @@ q^T k = sum_k q^(k)T k^(k) over rotated pairs, and |q^(k)T k^(k)| <= |q^(k)| |k^
 Cauchy-Schwarz. At the bound the pair points the key exactly to the query.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.probes import axes
 from rope_study.probes.capture import capture, index, labels, one_text
+from rope_study.probes.run import describe
 
 Array = jax.Array
 
@@ -46,45 +48,103 @@ def contributions(
       `logit_bound`, that of the bounds, and `scaled`, logit / sqrt(head_dim). It is q.k of the
       layer: what a logit function adds to it (ALiBi) or makes of it (a cap) comes after.
     """
-    tokens, config = one_text(decoder, tokens), decoder.config
-    layer, head = index(layer, config.layers, "layer"), index(head, config.heads, "head")
+    tokens = one_text(decoder, tokens)
     query, key = index(query, len(tokens), "query"), index(key, len(tokens), "key")
     names = labels(pieces, len(tokens))
-    spec = config.layer_specs[layer]
-    own = config.of_layer(spec)
+    place = _place(decoder, layer, head)
     if key > query:
         raise UserError(f"key={key} comes after query={query}, which cannot read it")
-    kv_head = head // (config.heads // own.kv_heads)
-    found = capture(decoder, params, tokens[None], _read, query, key)[layer]
-    q, k = found["q"][0, head].astype(np.float64), found["k"][0, kv_head].astype(np.float64)
+    found = capture(decoder, params, tokens[None], _read, query, key)[place.layer]
+    q, k = (found[name][0].astype(np.float64) for name in ("q", "k"))
+    q, k = q[place.head], k[place.kv_head]
     (q1, q2), (k1, k2) = rotary.pairs(q), rotary.pairs(k)
     contribution, bound = q1 * k1 + q2 * k2, np.hypot(q1, q2) * np.hypot(k1, k2)
-    turns = axes.inverse_frequencies(spec.rotary, own.head_dim)
-    dataset = xarray.Dataset(
-        {
-            "contribution": ("frequency", contribution, axes.about("what the pair adds to q.k")),
-            "bound": ("frequency", bound, axes.about("2-norms of the pairs multiplied")),
-        },
-        coords={
-            "inverse_frequency": (
-                "frequency",
-                turns,
-                axes.about("turn a token; 0: not rotated", "rad/token"),
-            )
-        },
-        attrs={"layer": layer, "head": head, "kv_head": kv_head, "query": query, "key": key}
-        | (
-            {}
-            if names is None
-            else {"query_token": str(names[query]), "key_token": str(names[key])}
+    tokens_named = {} if names is None else {"query_token": names[query], "key_token": names[key]}
+    return axes.numbered(
+        xarray.Dataset(
+            {
+                "contribution": (
+                    "frequency",
+                    contribution,
+                    axes.about("what the pair adds to q.k"),
+                ),
+                "bound": ("frequency", bound, axes.about("2-norms of the pairs multiplied")),
+            },
+            coords=place.coordinates,
+            attrs=place.attributes
+            | {"kv_head": place.kv_head, "query": query, "key": key}
+            | {name: str(token) for name, token in tokens_named.items()}
+            | {
+                "logit": float(contribution.sum()),
+                "logit_bound": float(bound.sum()),
+                "scaled": float(contribution.sum() * len(q) ** -0.5),
+            },
         )
-        | {
-            "logit": float(contribution.sum()),
-            "logit_bound": float(bound.sum()),
-            "scaled": float(contribution.sum() * own.head_dim**-0.5),
-        },
     )
-    return axes.numbered(dataset)
+
+
+def contribution_map(
+    decoder: Decoder,
+    params: dict,
+    tokens: Sequence[int],
+    layer: int,
+    head: int,
+    *,
+    pieces: Sequence[str] | None = None,
+) -> xarray.DataArray:
+    """What each pair adds to q.k of every query and key: [query, key, frequency], for Fig. 7.
+
+    Summed over frequencies it is q.k before scaling. NaN where the key comes after the query.
+    T x T x H/2 numbers are held. Arguments as of `contributions`; pieces come as the coordinates
+    `query_token` and `key_token`.
+    """
+    tokens = one_text(decoder, tokens)
+    names = labels(pieces, len(tokens))
+    place = _place(decoder, layer, head)
+    found = capture(decoder, params, tokens[None], _read_all)[place.layer]
+    q, k = found["q"][0, :, place.head], found["k"][0, :, place.kv_head]  # [T, H]
+    added = sum(a[:, None] * b[None] for a, b in zip(rotary.pairs(q), rotary.pairs(k), strict=True))
+    added[~np.tri(len(tokens), dtype=bool)] = np.nan
+    of_tokens = {} if names is None else {f"{a}_token": (a, names) for a in ("query", "key")}
+    return xarray.DataArray(
+        added,
+        dims=("query", "key", "frequency"),
+        name="contribution",
+        coords={
+            axis: np.arange(size) for axis, size in zip(("query", "key"), added.shape, strict=False)
+        }
+        | {"frequency": np.arange(added.shape[-1])}
+        | place.coordinates
+        | of_tokens,
+        attrs=axes.about("what the pair adds to q.k") | place.attributes,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A head, its key-value head, and what a dataset says of it."""
+
+    layer: int
+    head: int
+    kv_head: int
+    coordinates: dict
+    attributes: dict
+
+
+def _place(decoder: Decoder, layer: int, head: int) -> _Place:
+    config = decoder.config
+    layer, head = index(layer, config.layers, "layer"), index(head, config.heads, "head")
+    spec = config.layer_specs[layer]
+    own = config.of_layer(spec)
+    turns = axes.inverse_frequencies(spec.rotary, own.head_dim)
+    about = axes.about("turn a token; 0: not rotated", "rad/token")
+    return _Place(
+        layer,
+        head,
+        head // (config.heads // own.kv_heads),
+        {"inverse_frequency": ("frequency", turns, about)},
+        {"model": describe(config), "layer": layer, "head": head},
+    )
 
 
 def _read(activations: Mapping[str, Array], query: Array, key: Array) -> dict[str, Array]:
@@ -93,3 +153,8 @@ def _read(activations: Mapping[str, Array], query: Array, key: Array) -> dict[st
         "q": jnp.take(activations["q_rotated"], query, axis=1),
         "k": jnp.take(activations["k_rotated"], key, axis=1),
     }
+
+
+def _read_all(activations: Mapping[str, Array]) -> dict[str, Array]:
+    """Queries [B, T, N, H] and keys [B, T, K, H], after rotation."""
+    return {"q": activations["q_rotated"], "k": activations["k_rotated"]}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import xarray
 
 from rope_study import rotary
@@ -51,3 +52,40 @@ def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray
 
 
 frequency_usage = Probe("frequency_usage", ("q", "k", "v"), _measure, _finalize)
+
+
+def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
+    """Where the band of slow, much used pairs begins, as the paper reads off its Fig. 10.
+
+    The paper names places by eye: about 6e-4 rad/token in Gemma 7B and 1e-4 in Llama 3.1 8B. Here
+    the band is the slowest pairs, without a gap, whose norm is above the mean over pairs; norms
+    are means over layers and heads.
+
+    Args:
+      usage: of frequency_usage.
+      name: "q" or "k".
+
+    Returns:
+      A Dataset for each set of frequencies that layers share, those of the first layer first:
+      `relative_norm`[frequency], norm over mean norm; `begins`, the frequency (rad/token) of the
+      band's fastest pair, NaN where there is no band; and the attribute `layers`.
+    """
+    frequencies = usage.inverse_frequency.values
+    rows = [row.tobytes() for row in frequencies]
+    found = []
+    for row in dict.fromkeys(rows):
+        layers = [i for i, other in enumerate(rows) if other == row]
+        norms = usage[name].isel(layer=layers).mean(["layer", "head" if name == "q" else "kv_head"])
+        relative = (norms / norms.mean()).drop_vars(["inverse_frequency", "cycles"], "ignore")
+        slow = np.cumprod(relative.values[::-1] > 1)[::-1].astype(bool)
+        turns = frequencies[layers[0]]
+        begins = turns[slow][0] if slow.any() else np.nan
+        about = axes.about("turn a token; 0: not rotated", "rad/token")
+        found.append(
+            xarray.Dataset(
+                {"relative_norm": relative, "begins": begins},
+                coords={"inverse_frequency": ("frequency", turns, about)},
+                attrs=usage.attrs | {"layers": usage.layer.values[layers].tolist()},
+            )
+        )
+    return found

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rope_study import theory
-from rope_study.figures import LINE_COLOURS, LINE_STYLES, _figure
+from rope_study.figures.drawing import LINE_COLOURS, LINE_STYLES, new_figure
 from rope_study.rotary import Encoding, pair_count, rope
 
 BLACK, ORANGE, BLUE, GREEN, RED, _, _ = LINE_COLOURS
@@ -28,7 +28,7 @@ def prop_3_1(
     """Prop. 3.1: one query, and a key for each distance whose activation peaks there."""
     encoding = encoding or rope()
     query = np.random.default_rng(seed).standard_normal(head_dim)
-    figure = _figure(
+    figure = new_figure(
         (7, 4),
         "Prop. 3.1: a key for any distance\n"
         f"one query ~ N(0, I), seed {seed}; {encoding.name}, head_dim={head_dim}",
@@ -61,7 +61,7 @@ def prop_3_2(
     encoding = encoding or rope()
     distances = np.unique(np.geomspace(1, context - 1, 120).round())
     drawn = theory.prop_3_2(encoding, head_dim, distances, samples, seed)
-    figure = _figure(
+    figure = new_figure(
         (10, 4.2), f"Prop. 3.2: does the activation decay?\n{encoding.name}, head_dim={head_dim}"
     )
     left, right = figure.subplots(1, 2)
@@ -102,7 +102,7 @@ def thm_5_3(
     points past it. Right: psi spread evenly over the m fastest pairs of the encoding.
     """
     encoding = encoding or rope()
-    figure = _figure(
+    figure = new_figure(
         (10, 4.8), f"Thm. 5.3: norm for attention {1 - epsilon:g} on the query's own position"
     )
     left, right = figure.subplots(1, 2)
@@ -151,7 +151,7 @@ def thm_6_1(frequencies: Sequence[float] | None = None) -> Figure:
     at head_dim 256 for two bases.
     """
     frequencies = np.geomspace(1e-6, 1, 40) if frequencies is None else np.asarray(frequencies)
-    figure = _figure((7.5, 5), "Thm. 6.1: how far one frequency carries meaning (d = 2)")
+    figure = new_figure((7.5, 5), "Thm. 6.1: how far one frequency carries meaning (d = 2)")
     axes = figure.subplots()
     for (name, head), colour, style in zip(HEADS.items(), (BLUE, BLACK), ("--", "-"), strict=True):
         # Every head fails within the bound, so that is as far as there is to search.
@@ -193,7 +193,7 @@ def thm_6_1_by_number(
     Frequencies lie between `slowest` and ten times that, evenly in their logarithm. Lines are
     medians, bars the middle half of the heads; heads that last longer than `limit` count as limit.
     """
-    figure = _figure(
+    figure = new_figure(
         (7.5, 5),
         "Thm. 6.1 past d = 2: numerical evidence, no proof\n"
         f"{heads} random heads, seed {seed}; frequencies from {slowest:g} up to {10 * slowest:g}",

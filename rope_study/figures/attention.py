@@ -1,0 +1,182 @@
+"""What heads attend to: Figs. 5, 7 and 14 to 16, the logits of Tables 3 to 5, and heads by kind.
+
+Attention comes from probes.attention_map, logits by pair from probes.contributions and
+probes.contribution_map, kinds of heads from probes.name_heads.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, label_pairs, new_figure
+
+MOST_LABELS = 48  # tokens that can be read along an axis
+SIGNED_MAP = "PuOr"  # orange below 0, violet above; told apart by colour-blind readers
+KIND_COLOURS = {
+    "diagonal": "#E69F00",
+    "previous": "#56B4E9",
+    "sink": "#999999",
+    "local": "#009E73",
+    "delimiter": "#CC79A7",
+    "semantic": "#D55E00",
+    "mixed": "#FFFFFF",
+}
+
+
+def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
+    """Figs. 5 and 14 to 16: attention weights of heads on a text, a panel each.
+
+    Args:
+      maps: title -> attention[query, key], as probes.attention_map gives it.
+    """
+    columns = min(len(maps), 3)
+    rows = math.ceil(len(maps) / columns)
+    first = next(iter(maps.values()))
+    figure = new_figure((4.6 * columns + 0.8, 4.6 * rows + 0.6), f"Attention\n{_model(first)}")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, attention) in zip(panels, maps.items(), strict=False):
+        image = _draw_map(axes, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
+        axes.set_title(f"{name}\nlayer {attention.layer}, head {attention.head}", fontsize=10)
+    for axes in list(panels)[len(maps) :]:
+        axes.remove()
+    figure.colorbar(image, ax=figure.axes, fraction=0.03, label="attention weight")
+    return figure
+
+
+def attention_by_band(
+    attention: xr.DataArray, contribution: xr.DataArray, bands: Mapping[str, Sequence[int]]
+) -> Figure:
+    """Fig. 7: a head's attention, and what bands of rotary pairs add to its logits.
+
+    Args:
+      attention: [query, key] of probes.attention_map.
+      contribution: [query, key, frequency] of probes.contribution_map, of the same head and text.
+      bands: title -> the rotary pairs of a band, counted from the fastest.
+    """
+    sums = {name: contribution.isel(frequency=list(pairs)) for name, pairs in bands.items()}
+    sums = {name: part.sum("frequency", skipna=False) for name, part in sums.items()}
+    columns = 1 + len(bands)
+    head = f"layer {attention.layer}, head {attention.head}"
+    figure = new_figure((4.4 * columns + 1, 5.2), f"Logits by band: {head}\n{_model(attention)}")
+    first, *rest = figure.subplots(1, columns)
+    image = _draw_map(first, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
+    first.set_title("attention", fontsize=10)
+    figure.colorbar(image, ax=first, fraction=0.05, label="attention weight")
+    largest = max(float(np.abs(part).max()) for part in sums.values())
+    for axes, (name, part) in zip(rest, sums.items(), strict=True):
+        image = _draw_map(axes, part, {"cmap": SIGNED_MAP, "vmin": -largest, "vmax": largest})
+        axes.set_title(name, fontsize=10)
+        axes.set_ylabel("")
+    figure.colorbar(image, ax=rest, fraction=0.05, label="added to q·k [before scaling]")
+    return figure
+
+
+def first_token_by_pair(contribution: xr.DataArray) -> Figure:
+    """Fig. 7 and App. E.1: what each pair adds to logits on the first token, and on all others.
+
+    Means over queries from the second on; of the others a mean over the keys that a query reads.
+    A band that adds to the first token and takes from others sends a head to BOS.
+
+    Args:
+      contribution: [query, key, frequency] of probes.contribution_map.
+    """
+    rest = contribution.isel(query=slice(1, None))
+    lines = {
+        "first token": rest.isel(key=0).mean("query"),
+        "other tokens": rest.isel(key=slice(1, None)).mean("key").mean("query"),
+    }
+    head = f"layer {contribution.layer}, head {contribution.head}"
+    figure = new_figure((7.5, 4.2), f"Logits by pair: {head}\n{_model(contribution)}")
+    axes = figure.subplots()
+    styles = zip(lines.items(), (LINE_COLOURS[4], LINE_COLOURS[2]), ("-", "--"), strict=True)
+    for (name, line), colour, style in styles:
+        label = f"{name}: {float(line.sum()):+.1f} in all"
+        axes.plot(line, color=colour, linestyle=style, label=label)
+    axes.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+    label_pairs(axes, contribution.inverse_frequency.values[None], ticks=5)
+    axes.set_ylabel("added to q·k [before scaling]")
+    axes.legend(fontsize=9, handlelength=4)
+    axes.grid(color="0.9")
+    return figure
+
+
+def logit_by_pair(found: xr.Dataset) -> Figure:
+    """Tables 3 to 5: what each pair adds to one logit, beside its Cauchy-Schwarz bound.
+
+    Args:
+      found: of probes.contributions.
+    """
+    place = f"query {found.query}, key {found.key}"
+    if "query_token" in found.attrs:
+        place += f": {found.query_token!r} on {found.key_token!r}"
+    figure = new_figure(
+        (8, 4.2),
+        f"One logit by pair: layer {found.layer}, head {found.head}, {place}\n{_model(found)}",
+    )
+    axes = figure.subplots()
+    at = np.arange(found.sizes["frequency"])
+    bound = f"bound: {found.logit_bound:.2f} in all"
+    for sign in (1, -1):
+        drawn = {"color": "0.85", "width": 1, "label": bound if sign > 0 else None}
+        axes.bar(at, sign * found.bound, **drawn)
+    added = f"added: {found.logit:.2f} in all"
+    axes.bar(at, found.contribution, color=LINE_COLOURS[2], width=0.7, label=added)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    label_pairs(axes, found.inverse_frequency.values[None], ticks=5)
+    axes.set_ylabel("added to q·k [before scaling]")
+    axes.legend(fontsize=9)
+    return figure
+
+
+def head_kinds(named: xr.Dataset) -> Figure:
+    """What every head does, by layer and head: the kind's first letter, and how sure its name is.
+
+    Args:
+      named: of probes.name_heads.
+    """
+    names, scores = named.name.values, named.score.values
+    layers, heads = names.shape
+    size = (min(2.5 + 0.55 * heads, 14), 1.8 + 0.42 * layers)
+    figure = new_figure((max(size[0], 6), size[1]), f"Heads by kind\n{_model(named)}")
+    axes = figure.subplots()
+    for (layer, head), kind in np.ndenumerate(names):
+        box = {"facecolor": KIND_COLOURS[kind], "edgecolor": "0.4", "boxstyle": "square,pad=0.25"}
+        text = f"{kind[0].upper()} {scores[layer, head]:.2f}"
+        axes.text(head, layer, text, ha="center", va="center", fontsize=8, bbox=box)
+    axes.set_xlim(-0.5, heads - 0.5)
+    axes.set_ylim(layers - 0.5, -0.5)
+    axes.set_xticks(range(heads), named.head.values)
+    axes.set_yticks(range(layers), named.layer.values)
+    axes.set_xlabel("head")
+    axes.set_ylabel("layer")
+    for kind, colour in KIND_COLOURS.items():
+        label = f"{kind[0].upper()}: {kind} ({int((names == kind).sum())})"
+        axes.scatter([], [], marker="s", s=60, color=colour, edgecolor="0.4", label=label)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+    return figure
+
+
+def _draw_map(axes: Axes, values: xr.DataArray, scale: dict):
+    """[query, key] as an image, keys after the query left white; tokens along both axes."""
+    T = values.sizes["query"]
+    shown = np.where(np.tri(T, dtype=bool), values.values, np.nan)
+    image = axes.imshow(shown, interpolation="nearest", **scale)
+    size = 8 if T <= 24 else 6
+    if "query_token" in values.coords and T <= MOST_LABELS:
+        for axis, name in (("y", "query_token"), ("x", "key_token")):
+            # Tokens can hold $, which Matplotlib would read as mathematics.
+            labels = [str(token).replace("$", r"\$") for token in values[name].values]
+            getattr(axes, f"set_{axis}ticks")(range(T), labels, fontsize=size)
+        axes.tick_params(axis="x", rotation=90)
+    axes.set_xlabel("key [token]")
+    axes.set_ylabel("query [token]")
+    return image
+
+
+def _model(data: xr.DataArray | xr.Dataset) -> str:
+    """Model and text, where the data carry them."""
+    return "; ".join(str(data.attrs[name]) for name in ("model", "text") if data.attrs.get(name))

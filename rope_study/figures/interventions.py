@@ -1,0 +1,48 @@
+"""What interventions on bands of pairs do: loss, and the attention of every head."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, new_figure
+
+PATTERNS = {
+    "previous": "attention on the token before",
+    "diagonal": "attention on the query's own token",
+    "first": "attention on the first token",
+    "total_variation": "attention that moved (total variation)",
+}
+
+
+def intervention_effects(found: xr.Dataset, pattern: str = "previous") -> Figure:
+    """Loss difference from plain (nats/token, bars one standard error) and one pattern of heads.
+
+    Args:
+      found: of interventions.measure.
+      pattern: "previous", "diagonal", "first" or "total_variation", shown for every head.
+    """
+    names = [str(name) for name in found.intervention.values]
+    by_head = found[pattern].stack(place=("layer", "head"))
+    size = (11, 1.9 + 0.36 * len(names))
+    text = f"{found.model}; {found.texts} texts, {found.tokens:,} tokens"
+    figure = new_figure(size, f"Pairs edited in all heads at once\n{text}")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
+    at = np.arange(len(names))
+    error = {"xerr": found.loss_difference_se, "ecolor": "0.3", "capsize": 2}
+    left.barh(at, found.loss_difference, color=LINE_COLOURS[6], **error)
+    left.axvline(0, color="0.3", linewidth=0.8)
+    left.set_yticks(at, names)
+    left.invert_yaxis()
+    left.set_xlabel("loss difference from plain [nats/token]")
+    left.grid(color="0.9", axis="x")
+    left.set_axisbelow(True)
+    image = right.imshow(by_head.values, cmap=COLOUR_MAP, vmin=0, aspect="auto")
+    heads = found.sizes["head"]
+    edges = np.arange(0, by_head.sizes["place"], heads)
+    right.set_xticks(edges + (heads - 1) / 2, [f"layer {i}" for i in found.layer.values])
+    for edge in edges[1:] - 0.5:
+        right.axvline(edge, color="white", linewidth=1.5)
+    right.tick_params(axis="y", left=False)
+    right.set_xlabel("head")
+    figure.colorbar(image, ax=right, label=f"mean {PATTERNS[pattern]}".replace(" (", "\n("))
+    return figure

@@ -1,0 +1,46 @@
+"""Loss curves of a study."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from rope_study.figures.drawing import LINE_COLOURS, LINE_STYLES, new_figure
+
+
+def loss_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    title: str = "Training loss by encoding",
+    x_label: str = "step",
+) -> Figure:
+    """Training loss (nats/token) of each encoding: (steps[S], losses[S]), raw and smoothed.
+
+    The smoothed line is a running mean over 2 % of the curve; the legend gives its last value.
+    """
+    figure = new_figure((9, 5), title)
+    axes, late = figure.subplots(), []
+    for index, (name, (steps, losses)) in enumerate(curves.items()):
+        smooth = _running_mean(np.asarray(losses, np.float64), max(1, len(losses) // 50))
+        colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
+        axes.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.5)
+        axes.plot(steps, smooth, color=colour, linestyle=style, label=f"{name}: {smooth[-1]:.4f}")
+        late.extend(smooth[len(smooth) // 5 :])
+    finite = [loss for loss in late if math.isfinite(loss)]
+    if finite:  # The first steps fall by several nats and would flatten what there is to compare.
+        low, high = min(finite), max(finite)
+        margin = 0.1 * (high - low) or 0.1
+        axes.set_ylim(low - margin, high + margin)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("training loss [nats/token]")
+    axes.grid(color="0.9")
+    axes.legend(title="final loss, smoothed", handlelength=5, fontsize=9)
+    return figure
+
+
+def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """float64[S]: mean over `width` neighbours, fewer at both ends."""
+    window = np.ones(width)
+    total = np.convolve(values, window, mode="same")
+    return total / np.convolve(np.ones_like(values), window, mode="same")

@@ -1,0 +1,141 @@
+"""How much each rotary pair is used: Figs. 3, 4, 6, 10, 13 and 19 of the paper.
+
+All are drawn from the Dataset `usage` of the probe frequency_usage: mean 2-norm of each rotary pair
+before rotation, q[layer, head, frequency], k and v[layer, kv_head, frequency], with the coordinate
+inverse_frequency[layer, frequency] in radians per token, fastest first, 0 = pair not rotated.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rope_study.figures.drawing import (
+    LINE_COLOURS,
+    LINE_STYLES,
+    head_mean,
+    heat_maps,
+    label_pairs,
+    new_figure,
+    source,
+)
+from rope_study.probes.frequency_usage import slow_bands as find_slow_bands
+
+QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
+
+
+def norms_by_layer(usage: xr.Dataset) -> Figure:
+    """Fig. 3: mean 2-norm of query and key pairs (dimensionless), [layer, frequency]."""
+    panels = [(QUANTITIES[name], head_mean(usage, name)) for name in "qk"]
+    return heat_maps(f"Queries and keys by layer, mean over heads\n{source(usage)}", [panels])
+
+
+def norms_by_head(usage: xr.Dataset, layer: int) -> Figure:
+    """Fig. 4: mean 2-norm of one layer's query and key pairs (dimensionless), [head, frequency]."""
+    panels = [(QUANTITIES[name], usage[name].sel(layer=layer)) for name in "qk"]
+    return heat_maps(f"Queries and keys of layer {layer} by head\n{source(usage)}", [panels])
+
+
+def value_norms(usage: xr.Dataset) -> Figure:
+    """Fig. 13: the control, mean 2-norm of value pairs (dimensionless), [layer, frequency].
+
+    Values are never rotated; they are cut into the same pairs and should show no pattern.
+    """
+    panels = [("values (control: never rotated)", head_mean(usage, "v"))]
+    return heat_maps(f"Values by layer, mean over heads\n{source(usage)}", [panels])
+
+
+def usage_side_by_side(usages: Mapping[str, xr.Dataset]) -> Figure:
+    """Fig. 3 for several encodings: a column each, queries above keys, one scale for each row."""
+    # The columns name the encodings, so what is left to say is mostly one line for all of them.
+    sources = [source(usage).replace(f", {name};", ";") for name, usage in usages.items()]
+    return _columns("Queries and keys by layer and encoding, mean over heads", usages, sources)
+
+
+def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
+    """Fig. 19: Fig. 3 on texts of several domains, a column each; one scale for each row."""
+    first = next(iter(usages.values()))
+    counts = ", ".join(f"{name} {int(usage.tokens):,}" for name, usage in usages.items())
+    about = [str(first.model), f"tokens: {counts}"]
+    return _columns("Queries and keys by layer and domain, mean over heads", usages, about)
+
+
+def _columns(title: str, usages: Mapping[str, xr.Dataset], about: Sequence[str]) -> Figure:
+    queries = [(f"{name}\nqueries", head_mean(usage, "q")) for name, usage in usages.items()]
+    keys = [("keys", head_mean(usage, "k")) for usage in usages.values()]
+    return heat_maps("\n".join([title, *dict.fromkeys(about)]), [queries, keys])
+
+
+# --- lines: single heads, and bands of several models -----------------------------------------
+
+
+def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figure:
+    """Fig. 6 and below Figs. 14 to 16: mean 2-norm of the pairs of single heads.
+
+    Args:
+      usage: of frequency_usage.
+      heads: label -> (layer, head); the keys are those of the head's key-value head. The grey line
+        is the mean over all heads of all layers.
+    """
+    figure = new_figure((9, 3.8), f"Queries and keys of single heads\n{source(usage)}")
+    group = usage.sizes["head"] // usage.sizes["kv_head"]
+    for axes, name in zip(figure.subplots(1, 2), "qk", strict=True):
+        axes.set_title(QUANTITIES[name], fontsize=10)
+        own = "head" if name == "q" else "kv_head"
+        every = usage[name].mean(["layer", own])
+        axes.plot(every, color="0.65", linewidth=4, label="mean over all heads")
+        for index, (label, (layer, head)) in enumerate(heads.items()):
+            norms = usage[name].sel({"layer": layer, own: head // (1 if name == "q" else group)})
+            colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
+            shown = f"{label} (layer {layer}, head {head})"
+            axes.plot(norms, color=colour, linestyle=style, linewidth=1.3, label=shown)
+        layers = [layer for layer, _ in heads.values()] or [0]
+        label_pairs(axes, usage.inverse_frequency.sel(layer=layers).values, ticks=5)
+        axes.set_ylabel("mean 2-norm [dimensionless]")
+        axes.set_ylim(bottom=0)
+        axes.grid(color="0.9")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, handlelength=4)
+    return figure
+
+
+def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
+    """Fig. 10: pair norms of models against frequency, and where the band of slow pairs begins.
+
+    Norms are means over layers and heads, divided by their mean over pairs, as models differ in
+    scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a model whose
+    slowest pair is not above the mean has none. Pairs that do not turn are at the left edge.
+    """
+    figure = new_figure((9, 4.6), "Pair norms against frequency\n" + _sources(usages))
+    for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), "qk", strict=True):
+        axes.set_title(QUANTITIES[name], fontsize=10)
+        for index, (label, usage) in enumerate(usages.items()):
+            drawn = {"color": LINE_COLOURS[index % 7], "linestyle": LINE_STYLES[index % 6]}
+            for band in find_slow_bands(usage, name):
+                _draw_band(axes, label, band, drawn)
+        axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+        axes.set_xscale("log")
+        axes.set_xlabel("frequency [radians per token], slow to fast")
+        axes.set_ylabel("mean 2-norm / mean over pairs" if name == "q" else "")
+        axes.legend(fontsize=8, handlelength=4)
+        axes.grid(color="0.9")
+    return figure
+
+
+def _draw_band(axes: Axes, label: str, band: xr.Dataset, drawn: dict) -> None:
+    frequencies, norms = band.inverse_frequency.values, band.relative_norm.values
+    turning = frequencies > 0
+    begins = float(band.begins)
+    words = f"band from {begins:.2g}" if begins > 0 else "no band of slow pairs"
+    axes.plot(frequencies[turning], norms[turning], **drawn, label=f"{label}: {words}")
+    if begins > 0:
+        axes.axvline(begins, color=drawn["color"], linestyle=":", linewidth=1.2)
+    if turning.any() and not turning.all():
+        left = np.full((~turning).sum(), frequencies[turning].min() / 3)
+        axes.plot(left, norms[~turning], "|", color=drawn["color"])
+
+
+def _sources(usages: Mapping[str, xr.Dataset]) -> str:
+    return "\n".join(dict.fromkeys(source(usage) for usage in usages.values()))
