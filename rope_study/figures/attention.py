@@ -40,7 +40,7 @@ def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (name, attention) in zip(panels, maps.items(), strict=False):
         image = _draw_map(axes, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
-        axes.set_title(f"{name}\nlayer {attention.layer}, head {attention.head}", fontsize=10)
+        axes.set_title(f"{name}\n{_head(attention)}", fontsize=10)
     for axes in list(panels)[len(maps) :]:
         axes.remove()
     figure.colorbar(image, ax=figure.axes, fraction=0.03, label="attention weight")
@@ -60,8 +60,9 @@ def attention_by_band(
     sums = {name: contribution.isel(frequency=list(pairs)) for name, pairs in bands.items()}
     sums = {name: part.sum("frequency", skipna=False) for name, part in sums.items()}
     columns = 1 + len(bands)
-    head = f"layer {attention.layer}, head {attention.head}"
-    figure = new_figure((4.4 * columns + 1, 5.2), f"Logits by band: {head}\n{_model(attention)}")
+    figure = new_figure(
+        (4.4 * columns + 1, 5.2), f"Logits by band: {_head(attention)}\n{_model(attention)}"
+    )
     first, *rest = figure.subplots(1, columns)
     image = _draw_map(first, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
     first.set_title("attention", fontsize=10)
@@ -89,8 +90,9 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
         "first token": rest.isel(key=0).mean("query"),
         "other tokens": rest.isel(key=slice(1, None)).mean("key").mean("query"),
     }
-    head = f"layer {contribution.layer}, head {contribution.head}"
-    figure = new_figure((7.5, 4.2), f"Logits by pair: {head}\n{_model(contribution)}")
+    figure = new_figure(
+        (7.5, 4.2), f"Logits by pair: {_head(contribution)}\n{_model(contribution)}"
+    )
     axes = figure.subplots()
     styles = zip(lines.items(), (LINE_COLOURS[4], LINE_COLOURS[2]), ("-", "--"), strict=True)
     for (name, line), colour, style in styles:
@@ -110,13 +112,11 @@ def logit_by_pair(found: xr.Dataset) -> Figure:
     Args:
       found: of probes.contributions.
     """
-    place = f"query {found.query}, key {found.key}"
-    if "query_token" in found.attrs:
-        place += f": {found.query_token!r} on {found.key_token!r}"
-    figure = new_figure(
-        (8, 4.2),
-        f"One logit by pair: layer {found.layer}, head {found.head}, {place}\n{_model(found)}",
-    )
+    about = found.attrs  # an attribute of a Dataset hides behind its method of that name
+    place = f"query {about['query']}, key {about['key']}"
+    if "query_token" in about:
+        place += f": {about['query_token']!r} on {about['key_token']!r}"
+    figure = new_figure((8, 4.2), f"One logit by pair: {_head(found)}, {place}\n{_model(found)}")
     axes = figure.subplots()
     at = np.arange(found.sizes["frequency"])
     bound = f"bound: {found.logit_bound:.2f} in all"
@@ -133,7 +133,7 @@ def logit_by_pair(found: xr.Dataset) -> Figure:
 
 
 def head_kinds(named: xr.Dataset) -> Figure:
-    """What every head does, by layer and head: the kind's first letter, and how sure its name is.
+    """What every head does, by layer and head: its kind's first two letters, and how sure that is.
 
     Args:
       named: of probes.name_heads.
@@ -145,16 +145,16 @@ def head_kinds(named: xr.Dataset) -> Figure:
     axes = figure.subplots()
     for (layer, head), kind in np.ndenumerate(names):
         box = {"facecolor": KIND_COLOURS[kind], "edgecolor": "0.4", "boxstyle": "square,pad=0.25"}
-        text = f"{kind[0].upper()} {scores[layer, head]:.2f}"
+        text = f"{kind[:2]} {scores[layer, head]:.2f}"
         axes.text(head, layer, text, ha="center", va="center", fontsize=8, bbox=box)
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
-    axes.set_xticks(range(heads), named.head.values)
-    axes.set_yticks(range(layers), named.layer.values)
+    axes.set_xticks(range(heads), named["head"].values)
+    axes.set_yticks(range(layers), named["layer"].values)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
     for kind, colour in KIND_COLOURS.items():
-        label = f"{kind[0].upper()}: {kind} ({int((names == kind).sum())})"
+        label = f"{kind[:2]}: {kind} ({int((names == kind).sum())})"
         axes.scatter([], [], marker="s", s=60, color=colour, edgecolor="0.4", label=label)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return figure
@@ -180,3 +180,7 @@ def _draw_map(axes: Axes, values: xr.DataArray, scale: dict):
 def _model(data: xr.DataArray | xr.Dataset) -> str:
     """Model and text, where the data carry them."""
     return "; ".join(str(data.attrs[name]) for name in ("model", "text") if data.attrs.get(name))
+
+
+def _head(data: xr.DataArray | xr.Dataset) -> str:
+    return f"layer {data.attrs['layer']}, head {data.attrs['head']}"

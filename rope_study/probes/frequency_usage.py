@@ -76,14 +76,14 @@ def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
     for row in dict.fromkeys(rows):
         layers = [i for i, other in enumerate(rows) if other == row]
         norms = usage[name].isel(layer=layers).mean(["layer", "head" if name == "q" else "kv_head"])
-        relative = (norms / norms.mean()).drop_vars(["inverse_frequency", "cycles"], "ignore")
-        slow = np.cumprod(relative.values[::-1] > 1)[::-1].astype(bool)
+        relative = norms.values / np.nanmean(norms.values)
+        slow = np.cumprod(relative[::-1] > 1)[::-1].astype(bool)
         turns = frequencies[layers[0]]
         begins = turns[slow][0] if slow.any() else np.nan
         about = axes.about("turn a token; 0: not rotated", "rad/token")
         found.append(
             xarray.Dataset(
-                {"relative_norm": relative, "begins": begins},
+                {"relative_norm": ("frequency", relative), "begins": begins},
                 coords={"inverse_frequency": ("frequency", turns, about)},
                 attrs=usage.attrs | {"layers": usage.layer.values[layers].tolist()},
             )

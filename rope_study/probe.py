@@ -1,0 +1,269 @@
+"""Probes of a trained model as files: `python -m rope_study.probe --checkpoint=... --out=dir`.
+
+Reads texts, and writes a NetCDF file for each probe, the paper's figures as PNG, and index.html, a
+page without any request to the network where a reader picks a layer and a head and sees its norms
+by frequency, its attention over the tokens of a text, and its name.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray
+from absl import flags
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from rope_study import checkpoints, command, figures, page, probes
+from rope_study.data import Text, Tokenizer, load_texts
+from rope_study.decoder import Decoder
+from rope_study.errors import UserError, nearest
+from rope_study.parallel import is_main_process
+from rope_study.probes import Probe
+from rope_study.probes.capture import fill_rows
+
+# What --probes takes. Each is made for the tokenizer of the model.
+PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
+    "frequency_usage": lambda tokenizer: probes.frequency_usage,
+    "head_patterns": lambda tokenizer: probes.head_patterns(tokenizer=tokenizer),
+    "sinks": lambda tokenizer: probes.sinks(),
+    "massive_values": lambda tokenizer: probes.massive_values(),
+    "rotary_outliers": lambda tokenizer: probes.rotary_outliers(),
+    "spectral": lambda tokenizer: probes.spectral(),
+}
+PAGE = ("frequency_usage", "head_patterns")  # what the page shows
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What the probes measured.
+
+    Attributes:
+      datasets: by probe; head_names beside them where head_patterns ran.
+      by_label: frequency_usage of the texts of each label; empty where texts have none.
+      maps: attention[layer, head, query, key] of the first texts.
+    """
+
+    datasets: Mapping[str, xarray.Dataset]
+    by_label: Mapping[str, xarray.Dataset]
+    maps: Sequence[xarray.DataArray]
+
+
+def probe(
+    decoder: Decoder,
+    params: dict,
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    names: Sequence[str] = PAGE,
+    *,
+    about: str = "",
+    length: int = 512,
+    batch: int = 8,
+    page_texts: int = 3,
+    page_tokens: int = 48,
+) -> Found:
+    """Runs probes by name over texts.
+
+    Args:
+      decoder, params, tokenizer: as checkpoints.load and load_tokenizer give them.
+      texts: what to read, of load_texts.
+      names: keys of PROBES.
+      about: names the texts in figures.
+      length: the most tokens of a text that are read.
+      batch: texts at once, rounded up to what divides over the devices.
+      page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
+        attention of every head.
+    """
+    chosen = [PROBES[name](tokenizer) for name in names]
+
+    def run(some: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
+        batches = _batches(decoder, tokenizer, some, length, batch)
+        return probes.run(decoder, params, batches, which, text=text)
+
+    found = run(texts, chosen, about)
+    if "head_patterns" in found:
+        found["head_names"] = probes.name_heads(found["head_patterns"])
+    labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
+    by_label = {}
+    if "frequency_usage" in names:
+        for label in labels:
+            some = [text for text in texts if text.label == label]
+            by_label[label] = run(some, [probes.frequency_usage], label)["frequency_usage"]
+    maps = []
+    for text in texts[:page_texts]:
+        ids = tokenizer.encode_batch([text.text], page_tokens)[0][0]
+        found_map = probes.attention_maps(decoder, params, ids, pieces=tokenizer.pieces(ids))
+        maps.append(found_map.assign_attrs(text=_first_words(text.text)))
+    return Found(found, by_label, maps)
+
+
+def _batches(
+    decoder: Decoder, tokenizer: Tokenizer, texts: Sequence[Text], length: int, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, weights) of `batch` texts each; rows that only fill up devices have weight 0."""
+    shards = 1 if decoder.layout is None else decoder.layout.shards("batch")
+    batch = -(-batch // shards) * shards
+    starts = range(0, len(texts), batch)
+    for start in tqdm(starts, unit="batch", disable=not is_main_process()):
+        some = [text.text for text in texts[start : start + batch]]
+        tokens, weights = tokenizer.encode_batch(some, length)
+        rows = fill_rows(len(some), shards)
+        counted = np.arange(len(rows)) < len(some)
+        yield tokens[rows], weights[rows] * counted[:, None]
+
+
+def _first_words(text: str, most: int = 40) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most].rsplit(' ', 1)[0]} ..."
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def write(folder: Path, found: Found, facts: Mapping[str, object]) -> list[Path]:
+    """Writes everything into a folder, which is made; returns the paths."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, dataset in found.datasets.items():
+        written.append(folder / f"{name}.nc")
+        probes.save(dataset, written[-1])
+    for name, figure in draw(found).items():
+        written.append(folder / "figures" / f"{name}.png")
+        figure.savefig(written[-1], dpi=150)
+    if all(name in found.datasets for name in PAGE) and found.maps:
+        written.append(folder / "index.html")
+        page.write_page(
+            written[-1],
+            title="rope_study: what the heads do",
+            facts=facts,
+            usage=found.datasets["frequency_usage"],
+            named=found.datasets["head_names"],
+            maps=found.maps,
+        )
+    return written
+
+
+def draw(found: Found) -> dict[str, Figure]:
+    """The figures that what was measured allows, by the names of their files."""
+    drawn = {}
+    if usage := found.datasets.get("frequency_usage"):
+        last = int(usage.layer[-1])
+        drawn["fig_03_norms_by_layer"] = figures.norms_by_layer(usage)
+        drawn["fig_04_norms_by_head_first_layer"] = figures.norms_by_head(usage, 0)
+        drawn["fig_04_norms_by_head_last_layer"] = figures.norms_by_head(usage, last)
+        if np.isfinite(usage.inverse_frequency.values).all():
+            drawn["fig_10_slow_bands"] = figures.slow_bands({"model": usage})
+        drawn["fig_13_value_norms"] = figures.value_norms(usage)
+        if len(found.by_label) > 1:
+            drawn["fig_19_usage_by_domain"] = figures.usage_by_domain(found.by_label)
+    if named := found.datasets.get("head_names"):
+        heads = likeliest_heads(named)
+        drawn["heads_by_kind"] = figures.head_kinds(named)
+        if found.maps:
+            maps = {kind: _one_head(found.maps[0], *at) for kind, at in heads.items()}
+            drawn["fig_05_attention_patterns"] = figures.attention_patterns(maps)
+        if usage:
+            drawn["fig_06_head_usage"] = figures.head_usage(usage, heads)
+    return drawn
+
+
+def likeliest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
+    """The head with the largest score of each kind: kind -> (layer, head)."""
+    found = {}
+    for kind in named.kind.values:
+        scores = named.scores.sel(kind=kind).fillna(-1).values
+        layer, head = np.unravel_index(np.argmax(scores), scores.shape)
+        found[f"most {kind}"] = int(layer), int(head)
+    return found
+
+
+def _one_head(maps: xarray.DataArray, layer: int, head: int) -> xarray.DataArray:
+    found = maps.isel(layer=layer, head=head, drop=True)
+    return found.assign_attrs({"layer": layer, "head": head})
+
+
+def table(named: xarray.Dataset) -> str:
+    """Heads by kind as text: how many, and the surest."""
+    lines = [f"{'kind':<10}  heads  surest"]
+    for kind in [*named.kind.values, "mixed"]:
+        layers, heads = np.nonzero(named.name.values == kind)
+        order = np.argsort(-named.score.values[layers, heads])[:4]
+        surest = ", ".join(
+            f"L{layers[i]}H{heads[i]} ({named.score.values[layers[i], heads[i]]:.2f})"
+            for i in order
+        )
+        lines.append(f"{kind:<10}  {len(layers):>5}  {surest}")
+    return "\n".join(lines)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    flags.DEFINE_string("checkpoint", None, "Any path that checkpoints.load takes.")
+    flags.DEFINE_string(
+        "text", "default", "'default', 'domains', a UTF-8 text (a paragraph is a text) or JSONL."
+    )
+    flags.DEFINE_multi_string("string", [], "A text itself, instead of --text; again for more.")
+    flags.DEFINE_list("probes", list(PAGE), f"Of {', '.join(PROBES)}.")
+    flags.DEFINE_string("out", None, "A new folder for NetCDF, PNG and index.html.")
+    flags.DEFINE_integer("length", 512, "The most tokens of a text.")
+    flags.DEFINE_integer("batch", 8, "Texts at once.")
+    flags.DEFINE_integer("page_texts", 3, "Of how many texts the page shows attention.")
+    flags.DEFINE_integer("page_tokens", 48, "Of how many tokens of each.")
+    flags.DEFINE_string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
+    flags.DEFINE_string("dtype", None, "Of the parameters; as stored where not given.")
+    flags.DEFINE_string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
+
+
+def main() -> None:
+    """Probes a checkpoint and writes what was found."""
+    f = flags.FLAGS
+    folder = check_flags(f)
+    texts = load_texts(list(f.string) or f.text)
+    about = f"{len(texts)} texts of {f.text}" if not f.string else f"{len(texts)} given text(s)"
+    decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
+    tokenizer = checkpoints.load_tokenizer(f.checkpoint)
+    found = probe(
+        decoder, params, tokenizer, texts, f.probes, about=about, length=f.length, batch=f.batch,
+        page_texts=f.page_texts, page_tokens=f.page_tokens,
+    )  # fmt: skip
+    if not is_main_process():
+        return
+    first = next(iter(found.datasets.values()))
+    facts = {"checkpoint": f.checkpoint, "model": first.model, "texts": about}
+    facts |= {"tokens": int(first.tokens), "longest text": f"{int(first.context)} tokens"}
+    written = write(folder, found, facts)
+    if named := found.datasets.get("head_names"):
+        print(table(named) + "\n")
+    print("\n".join(map(str, written)))
+
+
+def check_flags(f: flags.FlagValues) -> Path:
+    """The output folder; UserError for flags that cannot be, before anything is read or written."""
+    if f.checkpoint is None:
+        raise UserError("no checkpoint; give one, as in --checkpoint=runs/quickstart/nope")
+    if f.out is None:
+        raise UserError("no folder for the results; give a new one, as in --out=probed")
+    if f.string and f["text"].present:
+        raise UserError("--text and --string both say what to read: give one of them")
+    for name in f.probes or [""]:
+        if name not in PROBES:
+            raise UserError(
+                f"unknown probe {name!r}.{nearest(name, PROBES)} Known: {', '.join(PROBES)};"
+                " set --probes"
+            )
+    for name, least in {"length": 2, "batch": 1, "page_texts": 0, "page_tokens": 2}.items():
+        if f[name].value < least:
+            raise UserError(f"{name}={f[name].value} must be at least {least}; set --{name}")
+    folder = Path(f.out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; nothing was changed: set --out anew")
+    return folder
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run_flags(main)
