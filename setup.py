@@ -33,6 +33,14 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
         "parity": ["torch>=2.6,<3", "transformers>=5.20,<6"],
-        "dev": ["chex>=0.1.90,<0.2", "pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff==0.17.6"],
+        "dev": [
+            "chex>=0.1.90,<0.2",
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<1",
+            "nbformat>=5.10,<6",
+            "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff==0.17.6",
+        ],
     },
 )

@@ -66,6 +66,22 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
+def quickstart() -> ml_collections.ConfigDict:
+    """The study of `make study`: for two cores, and large enough that the encodings separate."""
+    config = default()
+    config.workdir = "runs/quickstart"
+    config.encodings = ("rope", "nope", "p_rope(p=0.75)")
+    config.data.batch_size = 8
+    config.train.steps = 250
+    config.train.warmup = 25
+    config.train.learning_rate = 3e-3
+    config.train.checkpoint_every = 50
+    config.train.log_every = 1
+    config.evaluate.windows = 256
+    config.probe.windows = 32
+    return config
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Refuses values that no run can use.
 

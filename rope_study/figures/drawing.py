@@ -115,6 +115,7 @@ def head_mean(usage: xr.Dataset, name: str) -> xr.DataArray:
 
 def source(usage: xr.Dataset) -> str:
     """What was read: model, text, tokens and context."""
-    model, text = usage.attrs["model"], usage.attrs["text"]
-    tokens, context = int(usage.attrs["tokens"]), int(usage.attrs["context"])
-    return f"{model}; {text}, {tokens:,} tokens, context {context:,}"
+    about = usage.attrs
+    text = f"{about['text']}, " if about["text"] else ""
+    tokens, context = int(about["tokens"]), int(about["context"])
+    return f"{about['model']}; {text}{tokens:,} tokens, context {context:,}"
