@@ -392,6 +392,25 @@ def test_attention_map_is_the_layers_attention(mixed, monkeypatch):
     np.testing.assert_allclose(blocked, expected[1, 2, :23, :23], atol=1e-6)
 
 
+def test_attention_maps_have_every_head(mixed):
+    text = texts(24)[0]
+    got = probes.attention_maps(*mixed, text, pieces=[str(i) for i in text])
+    assert got.dims == ("layer", "head", "query", "key") and got.shape == (3, 4, 24, 24)
+    np.testing.assert_allclose(got, attention_of(*mixed, text), atol=1e-6)
+    assert list(got.query_token.values) == [str(i) for i in text]
+
+
+@pytest.mark.parametrize("layer, head", [(0, 3), (1, 0), (2, 2)])
+def test_contribution_map_has_the_contributions_of_every_query_and_key(mixed, layer, head):
+    text = texts(24)[0]
+    got = probes.contribution_map(*mixed, text, layer, head)
+    for query, key in ((19, 17), (7, 7), (23, 0)):
+        one = probes.contributions(*mixed, text, layer, head, query, key)
+        np.testing.assert_allclose(got[query, key], one.contribution, rtol=1e-5, atol=1e-6)
+    assert np.isnan(got.values[3, 4]).all()
+    np.testing.assert_array_equal(got.inverse_frequency, one.inverse_frequency)
+
+
 # --- sinks ------------------------------------------------------------------------------------
 
 

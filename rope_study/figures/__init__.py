@@ -26,26 +26,26 @@ from rope_study.figures.usage import (
     value_norms,
 )
 
-# The paper's figures and tables. Of Figs. 1, 8, 9, 11, 12, 17 and 18 the captions were not at hand:
-# 1, 8 and 9 stand here by the subject of their sections, the others not at all (docs/figures.md).
+# What the paper has, by its own name. The captions of Figs. 1, 8, 9, 11, 12, 17 and 18 were not at
+# hand, so nothing here claims to be one of them; their sections are covered (docs/figures.md).
 PAPER = {
-    "Fig. 1": (turning,),
+    "Sec. 2": (turning,),
     "Fig. 2": (decay, prop_3_2),
+    "Prop. 3.1": (prop_3_1,),
+    "Prop. 3.2": (prop_3_2,),
     "Fig. 3": (norms_by_layer,),
     "Fig. 4": (norms_by_head,),
     "Fig. 5": (attention_patterns,),
     "Fig. 6": (head_usage,),
-    "Fig. 7": (attention_by_band, first_token_by_pair),
-    "Fig. 8": (thm_6_1, thm_6_1_by_number),
-    "Fig. 9": (encoding_cycles,),
-    "Fig. 10": (slow_bands,),
-    "Fig. 13": (value_norms,),
-    "Fig. 14": (attention_patterns, head_usage),
-    "Fig. 15": (attention_patterns, head_usage),
-    "Fig. 16": (attention_patterns, head_usage),
-    "Fig. 19": (usage_by_domain,),
-    "Table 2": (loss_curves, usage_side_by_side),
     "Tables 3 to 5": (logit_by_pair,),
+    "Thm. 5.3": (thm_5_3,),
+    "Fig. 7": (attention_by_band, first_token_by_pair),
+    "Thm. 6.1": (thm_6_1, thm_6_1_by_number),
+    "Fig. 10": (slow_bands,),
+    "Sec. 6.1": (encoding_cycles,),
+    "Fig. 13": (value_norms,),
+    "Figs. 14 to 16": (attention_patterns, head_usage),
+    "Fig. 19": (usage_by_domain,),
 }
 
 __all__ = [

@@ -15,7 +15,7 @@ from rope_study.rotary import Encoding, rope
 def encoding_cycles(
     encodings: Sequence[str | Encoding], head_dim: int = 256, context: int = 8192
 ) -> Figure:
-    """Cycles of each pair over the context, c_k = g_k L / 2 pi, against its index, fastest first.
+    """Sec. 6.1, what turns and what does not: cycles of pairs, c_k = g_k L / 2 pi, against its index, fastest first.
 
     The legend counts the pairs that complete a cycle. Pairs that do not turn are marked below the
     axis of cycles, a row for each encoding.
@@ -51,7 +51,7 @@ def encoding_cycles(
 
 
 def turning(encoding: Encoding | None = None, head_dim: int = 256, tokens: int = 64) -> Figure:
-    """Fig. 1's subject: the fastest, a middle and the slowest pair over the same tokens.
+    """Sec. 2, what RoPE does: the fastest, a middle and the slowest pair over the same tokens.
 
     Points are the directions in which a pair points at each token, on the unit circle.
     """

@@ -128,7 +128,8 @@ def _draw_band(axes: Axes, label: str, band: xr.Dataset, drawn: dict) -> None:
     frequencies, norms = band.inverse_frequency.values, band.relative_norm.values
     turning = frequencies > 0
     begins = float(band.begins)
-    words = f"band from {begins:.2g}" if begins > 0 else "no band of slow pairs"
+    words = "no band of slow pairs" if np.isnan(begins) else "no turning band"
+    words = f"band from {begins:.2g}" if begins > 0 else words
     axes.plot(frequencies[turning], norms[turning], **drawn, label=f"{label}: {words}")
     if begins > 0:
         axes.axvline(begins, color=drawn["color"], linestyle=":", linewidth=1.2)
