@@ -28,7 +28,7 @@ KIND_COLOURS = {
 
 
 def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
-    """Figs. 5 and 14 to 16: attention weights of heads on a text, a panel each.
+    """Fig. 5, and Figs. 14 to 16: attention weights of heads on a text, a panel each.
 
     Args:
       maps: title -> attention[query, key], as probes.attention_map gives it.

@@ -15,7 +15,7 @@ from rope_study.rotary import Encoding, rope
 def encoding_cycles(
     encodings: Sequence[str | Encoding], head_dim: int = 256, context: int = 8192
 ) -> Figure:
-    """Sec. 6.1, what turns and what does not: cycles of pairs, c_k = g_k L / 2 pi, against its index, fastest first.
+    """Sec. 6.1, what turns: cycles of each pair over the context, c_k = g_k L / 2 pi.
 
     The legend counts the pairs that complete a cycle. Pairs that do not turn are marked below the
     axis of cycles, a row for each encoding.

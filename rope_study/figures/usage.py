@@ -72,7 +72,7 @@ def _columns(title: str, usages: Mapping[str, xr.Dataset], about: Sequence[str])
 
 
 def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figure:
-    """Fig. 6 and below Figs. 14 to 16: mean 2-norm of the pairs of single heads.
+    """Fig. 6, and Figs. 14 to 16: mean 2-norm of the pairs of single heads.
 
     Args:
       usage: of frequency_usage.

@@ -1,0 +1,165 @@
+"""The probe command: its files, what it refuses, and that it counts what was given and no more."""
+
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+from absl import flags
+
+from rope_study import command, parallel, presets, probe, probes
+from rope_study.checkpoints import own
+from rope_study.data import Text, load_tokenizer
+from rope_study.decoder import Decoder
+
+LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twice. "
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with random weights."""
+    folder = tmp_path_factory.mktemp("run")
+    layout = parallel.one_device()
+    decoder = Decoder(presets.tiny(), layout)
+    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
+    own.write_model(folder, decoder.config, load_tokenizer("bytes"))
+    with own.Manager(folder) as manager:
+        manager.save(1, {own.PARAMS: params, own.OPTIMIZER: {}})
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_flags():
+    """The command's flags, gone again for the tests of other commands."""
+    before = set(flags.FLAGS)
+    probe.define_flags()
+    config = flags.FLAGS["config"]
+    yield
+    for name in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, name)
+    if "config" not in flags.FLAGS:
+        flags.FLAGS["config"] = config
+
+
+def run_command(*arguments) -> int:
+    """Runs the command in this process as `python -m` would; returns its exit status."""
+    flags.FLAGS.unparse_flags()
+    for name in ("string", "text"):
+        flags.FLAGS[name].unparse()
+    argv, sys.argv = sys.argv, ["probe", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            command._run(probe.main, lambda: None)
+    finally:
+        sys.argv = argv
+    return stop.value.code
+
+
+def test_command_writes_data_figures_and_page(run, tmp_path, capfd):
+    out = tmp_path / "probed"
+    arguments = [f"--checkpoint={run}", "--text=domains", f"--out={out}", "--length=64"]
+    assert not run_command(*arguments, "--page_tokens=20", "--page_texts=2")
+    usage = xarray.load_dataset(out / "frequency_usage.nc")
+    assert usage.text == "18 texts of domains" and usage.q.shape == (2, 4, 8)
+    assert xarray.load_dataset(out / "head_patterns.nc").offset_mass.shape == (2, 4, 8)
+    assert set(xarray.load_dataset(out / "head_names.nc").kind.values) == set(
+        ("diagonal", "previous", "sink", "local", "delimiter", "semantic")
+    )
+    drawn = {path.stem for path in (out / "figures").glob("*.png")}
+    assert drawn == {
+        "fig_03_norms_by_layer", "fig_04_norms_by_head_first_layer",
+        "fig_04_norms_by_head_last_layer", "fig_05_attention_patterns", "fig_06_head_usage",
+        "fig_10_slow_bands", "fig_13_value_norms", "fig_19_usage_by_domain", "heads_by_kind",
+    }  # fmt: skip
+    page = (out / "index.html").read_text()
+    assert "18 texts of domains" in page and str(run) in page
+    printed = capfd.readouterr().out
+    assert "kind        heads  surest" in printed and str(out / "index.html") in printed
+
+
+def test_given_strings_and_every_probe(run, tmp_path):
+    out = tmp_path / "probed"
+    every = ",".join(probe.PROBES)
+    arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--string={LONG * 2}"]
+    assert not run_command(*arguments, f"--probes={every}", f"--out={out}")
+    assert {path.stem for path in out.glob("*.nc")} == {*probe.PROBES, "head_names"}
+    usage = xarray.load_dataset(out / "frequency_usage.nc")
+    assert usage.tokens == 2 + 3 * len(LONG)  # each begins with BOS
+    assert not (out / "figures" / "fig_19_usage_by_domain.png").exists()
+
+
+def test_texts_that_fill_up_devices_count_once():
+    """Three texts on eight devices, two batches: the same numbers as on one device."""
+    config, tokenizer = presets.tiny(), load_tokenizer("bytes")
+    params = nn.unbox(Decoder(config).init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))[
+        "params"
+    ]
+    texts = [Text(LONG), Text(LONG * 2, "a"), Text("Say it. " * 5, "b")] * 3
+    found = [
+        probe.probe(Decoder(config, layout), params, tokenizer, texts, ["frequency_usage"], batch=n)
+        for layout, n in ((parallel.make_layout("data=8"), 8), (parallel.one_device(), 2))
+    ]
+    many, one = (f.datasets["frequency_usage"] for f in found)
+    assert many.tokens == one.tokens
+    np.testing.assert_allclose(many.q, one.q, rtol=1e-5)
+    assert list(found[0].by_label) == ["a", "b"]
+    assert found[0].by_label["b"].tokens == 3 * 41
+
+
+def test_likeliest_heads_have_the_largest_scores():
+    scores = np.zeros((2, 3, 2))
+    scores[1, 2, 0], scores[0, 1, 1] = 0.9, 0.4
+    scores[0, 0, 0] = np.nan  # a layer with fewer heads
+    named = xarray.Dataset(
+        {"scores": (("layer", "head", "kind"), scores)},
+        coords={"kind": np.array(["diagonal", "sink"], object)},
+    )
+    assert probe.likeliest_heads(named) == {"most diagonal": (1, 2), "most sink": (0, 1)}
+
+
+WRONG = {
+    "no checkpoint": ([], r"no checkpoint; give one"),
+    "no folder": (["--checkpoint={run}"], r"no folder for the results.*--out"),
+    "unknown probe": (
+        ["--checkpoint={run}", "--out={out}", "--probes=frequency_use"],
+        r"unknown probe 'frequency_use'.*frequency_usage.*set --probes",
+    ),
+    "two texts": (
+        ["--checkpoint={run}", "--out={out}", "--text=default", "--string=a"],
+        r"--text and --string both",
+    ),
+    "no such text": (["--checkpoint={run}", "--out={out}", "--text=defalt"], r"defalt.*default"),
+    "too short": (["--checkpoint={run}", "--out={out}", "--string=abc"], r"no text has 16 tokens"),
+    "no length": (
+        ["--checkpoint={run}", "--out={out}", "--length=1"],
+        r"length=1 must be at least",
+    ),
+    "no run": (["--checkpoint={out}", "--out={out}"], r"no .*checkpoint|not"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
+    arguments, message = WRONG[case]
+    out = tmp_path / "probed"
+    assert run_command(*(one.format(run=run, out=out) for one in arguments)) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert __import__("re").search(message, lines[0])
+    assert not out.exists()
+
+
+def test_a_folder_with_files_is_left_alone(run, tmp_path, capfd):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert run_command(f"--checkpoint={run}", f"--out={tmp_path}") == 2
+    assert "exists and is not empty; nothing was changed" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_every_probe_of_the_command_is_a_probe():
+    tokenizer = load_tokenizer("bytes")
+    for name, make in probe.PROBES.items():
+        assert isinstance(make(tokenizer), probes.Probe) and make(tokenizer).name == name
