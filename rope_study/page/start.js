@@ -1,0 +1,27 @@
+// Starts the page. The body is marked `data-ready` last, so whoever sees the mark saw no error.
+
+addEventListener("error", (event) => {
+  byId("failure").textContent = `This page failed: ${event.message}`;
+  byId("failure").hidden = false;
+  delete document.body.dataset.ready;
+});
+for (const name of ["layer", "head", "text"]) {
+  byId(name).addEventListener("change", (event) => choose({ [name]: Number(event.target.value) }));
+}
+byId("map").addEventListener("pointermove", pointByPointer);
+byId("map").addEventListener("pointerdown", pointByPointer);
+byId("map").addEventListener("keydown", pointByKey);
+addEventListener("hashchange", () => {
+  readHash();
+  show();
+});
+addEventListener("resize", () => {
+  showNorms();
+  showAttention();
+});
+fillOverview();
+fillScale();
+readHash();
+cell.query = data.texts[state.text].queries.length - 1;
+show();
+document.body.dataset.ready = "";
