@@ -8,13 +8,16 @@ const LONGEST = 12; // characters of a label at the axes; the line above has the
 const cell = { query: 0, key: 0 };
 let shown = null; // { text, weights: Uint8Array[queries * keys], size, gutter } of what is drawn
 
-function colour(level) {
-  const at = (level / 255) * (CIVIDIS.length - 1);
+// weight: in [0, 1]
+function colour(weight) {
+  const at = weight * (CIVIDIS.length - 1);
   const below = Math.min(Math.floor(at), CIVIDIS.length - 2);
   return CIVIDIS[below].map((c, i) => c + (at - below) * (CIVIDIS[below + 1][i] - c));
 }
 
-const COLOURS = [...Array(256).keys()].map(colour);
+const weightsOf = [...Array(256).keys()].map((level) => level / 255);
+const COLOURS = { even: weightsOf.map(colour), weak: weightsOf.map((w) => colour(Math.sqrt(w))) };
+const colours = () => (byId("weak").checked ? COLOURS.weak : COLOURS.even);
 
 function showAttention() {
   const text = data.texts[state.text];
@@ -28,6 +31,7 @@ function showAttention() {
   byId("map-title").textContent = `Attention over ${text.queries.length} tokens of`
     + ` “${readable(text.label)}”`;
   paint(map.querySelector("canvas"));
+  paintScale();
   map.querySelector("svg")?.remove();
   map.append(labels());
   point(Math.min(cell.query, text.queries.length - 1), Math.min(cell.key, text.keys.length - 1));
@@ -52,12 +56,12 @@ function paint(canvas) {
   canvas.height = text.queries.length;
   const image = new ImageData(canvas.width, canvas.height);
   weights.forEach((level, i) => {
-    if (level || !comesLater(i)) image.data.set([...COLOURS[level], 255], 4 * i);
+    if (level || !comesLater(i)) image.data.set([...colours()[level], 255], 4 * i);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
   canvas.style.width = `${canvas.width * size}px`;
   canvas.style.height = `${canvas.height * size}px`;
-  canvas.style.margin = `${gutter}px 0 0 ${gutter}px`;
+  byId("map").style.padding = `${gutter}px 2px 2px ${gutter}px`;
 }
 
 const comesLater = (i) => i % shown.text.keys.length > Math.floor(i / shown.text.keys.length);
@@ -100,6 +104,14 @@ function point(query, key) {
   );
 }
 
+// Where the eye starts: what the last token reads most.
+function pointAtStrongest() {
+  const { text, weights } = shown;
+  const query = text.queries.length - 1;
+  const row = weights.slice(query * text.keys.length);
+  point(query, row.indexOf(Math.max(...row)));
+}
+
 function pointByPointer(event) {
   const box = byId("map").getBoundingClientRect();
   const { text, size, gutter } = shown;
@@ -134,10 +146,11 @@ function intoView() {
   });
 }
 
-function fillScale() {
+// The scale is even in weight; what changes with the choice of colours is where they lie on it.
+function paintScale() {
   const canvas = document.querySelector("#scale canvas");
   canvas.width = 256;
   const image = new ImageData(256, 1);
-  COLOURS.forEach((rgb, level) => image.data.set([...rgb, 255], 4 * level));
+  colours().forEach((rgb, level) => image.data.set([...rgb, 255], 4 * level));
   canvas.getContext("2d").putImageData(image, 0, 0);
 }

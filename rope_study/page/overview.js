@@ -65,10 +65,10 @@ function moveInGrid(event) {
 
 // Only the chosen head is a stop of the tab key; the arrow keys reach the others.
 function showOverview() {
+  const chosen = cellOf(state.layer, state.head);
   for (const cell of document.querySelectorAll("#grid [data-head]")) {
-    const chosen = cell === cellOf(state.layer, state.head);
-    cell.setAttribute("aria-selected", chosen);
-    cell.tabIndex = chosen ? 0 : -1;
+    cell.setAttribute("aria-selected", cell === chosen);
+    cell.tabIndex = cell === chosen ? 0 : -1;
   }
 }
 

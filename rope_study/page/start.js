@@ -8,6 +8,7 @@ addEventListener("error", (event) => {
 for (const name of ["layer", "head", "text"]) {
   byId(name).addEventListener("change", (event) => choose({ [name]: Number(event.target.value) }));
 }
+byId("weak").addEventListener("change", showAttention);
 byId("map").addEventListener("pointermove", pointByPointer);
 byId("map").addEventListener("pointerdown", pointByPointer);
 byId("map").addEventListener("keydown", pointByKey);
@@ -20,8 +21,7 @@ addEventListener("resize", () => {
   showAttention();
 });
 fillOverview();
-fillScale();
 readHash();
-cell.query = data.texts[state.text].queries.length - 1;
 show();
+pointAtStrongest();
 document.body.dataset.ready = "";

@@ -71,7 +71,7 @@ function fillSelect(name, labels) {
 // Line ends and characters that cannot be seen are spelt out: they would break a label or hide it.
 function readable(label) {
   return label
-    .replace("<0x0A>", "↵")
+    .replaceAll("<0x0A>", "↵")
     .replace(/\r?\n/g, "↵")
     .replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => {
       return `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;

@@ -78,4 +78,4 @@ def _as_json(data: dict) -> str:
 
 def _fact(label: str, value: object) -> str:
     text = f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
-    return f"<dt>{html.escape(str(label))}</dt><dd>{html.escape(text)}</dd>"
+    return f"<div><dt>{html.escape(str(label))}</dt><dd>{html.escape(text)}</dd></div>"
