@@ -45,7 +45,7 @@ function cut(label) {
 
 function widest(tokens) {
   const pen = document.createElement("canvas").getContext("2d");
-  pen.font = getComputedStyle(byId("map")).font;
+  pen.font = `bold ${getComputedStyle(byId("map")).font}`; // as marked labels are
   return Math.ceil(Math.max(...tokens.map((token) => pen.measureText(cut(token)).width)));
 }
 
@@ -80,8 +80,8 @@ function labels() {
     "svg", svg,
     draw("rect", { class: "of-query", x: gutter, width: text.keys.length * size, height: size }),
     draw("rect", { class: "of-key", y: gutter, height: text.queries.length * size, width: size }),
-    ...of(text.queries, "query", (y) => ({ x: end, y: y + 3.5, "text-anchor": "end" })),
-    ...of(text.keys, "key", (x) => ({ transform: `translate(${x + 3.5} ${end}) rotate(-90)` })),
+    ...of(text.queries, "query", (y) => ({ x: end, y: y + 3, "text-anchor": "end" })),
+    ...of(text.keys, "key", (x) => ({ transform: `translate(${x + 3} ${end}) rotate(-90)` })),
   );
 }
 

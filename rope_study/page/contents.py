@@ -132,7 +132,7 @@ def _text(weights: xarray.DataArray, i: int, sizes: tuple[int, int], heads: list
 
 
 def _bytes(weights: np.ndarray, what: str) -> str:
-    """Base64 of the weights in 8 bits, each within 1/510: as JSON numbers they would be megabytes."""
+    """Base64 of the weights in 8 bits, each within 1/510; JSON numbers would be megabytes."""
     levels = np.round(weights.astype(np.float64) * LEVELS)
     if not ((levels >= 0) & (levels <= LEVELS)).all():  # NaN is not, either
         raise UserError(f"{what} has weights outside [0, 1]; give attention after its softmax")

@@ -70,6 +70,17 @@ function showOverview() {
     cell.setAttribute("aria-selected", cell === chosen);
     cell.tabIndex = cell === chosen ? 0 : -1;
   }
+  reveal(chosen);
+}
+
+// Scrolls the grid to the cell, and only the grid: the reader may be looking at something below.
+function reveal(cell) {
+  const box = byId("grid").parentElement;
+  const room = 2 * cell.offsetHeight; // of its neighbours, and what sticks to the edges
+  const within = (now, start, size, seen) =>
+    Math.min(start - room, Math.max(now, start + size + room - seen));
+  box.scrollTop = within(box.scrollTop, cell.offsetTop, cell.offsetHeight, box.clientHeight);
+  box.scrollLeft = within(box.scrollLeft, cell.offsetLeft, cell.offsetWidth, box.clientWidth);
 }
 
 function showHead() {

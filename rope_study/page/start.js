@@ -1,10 +1,5 @@
 // Starts the page. The body is marked `data-ready` last, so whoever sees the mark saw no error.
 
-addEventListener("error", (event) => {
-  byId("failure").textContent = `This page failed: ${event.message}`;
-  byId("failure").hidden = false;
-  delete document.body.dataset.ready;
-});
 for (const name of ["layer", "head", "text"]) {
   byId(name).addEventListener("change", (event) => choose({ [name]: Number(event.target.value) }));
 }

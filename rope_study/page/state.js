@@ -1,5 +1,4 @@
 // What is chosen (layer, head, text), and the URL's hash that keeps it, so that a link opens it.
-"use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const state = { ...data.first, text: 0 };

@@ -15,7 +15,8 @@ import xarray
 from rope_study.page.contents import contents
 from rope_study.workdir import write_atomically
 
-SCRIPTS = ("state.js", "overview.js", "norms.js", "attention.js", "start.js")  # one script, in order
+# One script, in this order.
+SCRIPTS = ("failure.js", "state.js", "overview.js", "norms.js", "attention.js", "start.js")
 
 
 def write_page(
