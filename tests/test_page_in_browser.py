@@ -141,6 +141,19 @@ def test_map_shows_query_key_and_weight(opened):
     assert (np.diff(brightness[order]) >= 0).all() and np.ptp(brightness) > 200
 
 
+def test_weak_weights_are_brought_out_on_demand(opened):
+    browser, data = opened
+    weights = stored_weights(data, 0, 1, 1)
+    query, key = np.argwhere((weights > 0.03) & (weights < 0.2))[0]
+    red = (
+        "document.querySelector('#map canvas').getContext('2d')"
+        f".getImageData({key}, {query}, 1, 1).data[0]"
+    )
+    before = browser.run(red)
+    browser.click("#weak")
+    assert browser.run(red) > before + 20
+
+
 def test_text_is_chosen_by_the_hash(opened):
     browser, _ = opened
     browser.run("location.hash = 'layer=0&head=3&text=1'")

@@ -1,6 +1,6 @@
 // The mean norm of each rotary pair of the chosen head, beside the mean over its layer.
 
-const FRAME = { left: 44, right: 8, top: 22, bottom: 48, height: 220 };
+const FRAME = { left: 44, right: 14, top: 22, bottom: 48, height: 220 };
 const TICK_ROOM = 64; // px that two lines of a tick's label need
 
 function showNorms() {
@@ -40,8 +40,8 @@ function panel(title, heads, chosen, width) {
 }
 
 function average(values) {
-  const known = values.filter((value) => value !== null);
-  return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
+  const found = values.filter((value) => value !== null);
+  return found.length ? found.reduce((sum, value) => sum + value, 0) / found.length : null;
 }
 
 // 0 up to at least `largest` in three to five round steps.
@@ -51,7 +51,8 @@ function niceSteps(largest) {
   return [...Array(Math.ceil(largest / step - 1e-9) + 1).keys()].map((n) => n * step);
 }
 
-const short = (number) => String(Number(number.toPrecision(2)));
+const short = (number, digits = 2) => String(Number(number.toPrecision(digits)));
+const known = (norm) => (norm === null ? "not known" : short(norm, 3));
 
 function frequency(pair) {
   const found = data.frequencies[state.layer][pair];
@@ -60,8 +61,7 @@ function frequency(pair) {
 }
 
 const described = (pair, norm, mean) =>
-  `pair ${pair}, ${frequency(pair)}: ${norm?.toFixed(2) ?? "not known"}`
-  + ` (mean of the layer ${mean?.toFixed(2) ?? "not known"})`;
+  `pair ${pair}, ${frequency(pair)}: ${known(norm)} (mean of the layer ${known(mean)})`;
 
 function summary(mine, mean) {
   const largest = mine.indexOf(Math.max(...mine.map((norm) => norm ?? 0)));
@@ -101,7 +101,8 @@ function yTick(norm, y, end) {
 }
 
 function xTicks(x, pairs, inner) {
-  const known = data.frequencies[state.layer].every((found) => found !== null);
+  const frequencies = data.frequencies[state.layer];
+  const areKnown = frequencies.every((found) => found !== null);
   const count = Math.max(2, Math.min(pairs, Math.floor(inner / TICK_ROOM), 6));
   const at = [...Array(count).keys()].map((i) => Math.round((i * (pairs - 1)) / (count - 1)));
   const base = FRAME.height - FRAME.bottom;
@@ -109,9 +110,9 @@ function xTicks(x, pairs, inner) {
     draw("text", { x: at, y: base + below, "text-anchor": "middle" }, text);
   const ticks = [...new Set(at)].flatMap((pair) => [
     label(String(pair), x(pair), 15),
-    known ? label(short(data.frequencies[state.layer][pair]), x(pair), 28) : "",
+    areKnown ? label(short(frequencies[pair]), x(pair), 28) : "",
   ]);
-  const title = known ? "rotary pair, fastest first; radians per token"
+  const title = areKnown ? "rotary pair, fastest first; radians per token"
     : "rotary pair (frequencies not known)";
   return [...ticks, label(title, FRAME.left + inner / 2, 43)];
 }
