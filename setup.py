@@ -8,6 +8,7 @@ setup(
     description="What the rotary frequencies of a decoder do: train, probe and compare them.",
     license="Apache-2.0",
     packages=find_packages(include=["rope_study", "rope_study.*"]),
+    package_data={"rope_study.page": ["*.html", "*.css", "*.js"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -1,0 +1,103 @@
+// The grid of all heads by kind, and the chosen head's name and scores.
+
+// Two letters, as kinds share their first.
+const initials = (kind) => kind[0].toUpperCase() + kind.slice(1, 2);
+const nameOf = (layer, head) => `${data.name[layer][head]} (${percent(data.score[layer][head])})`;
+const percent = (score) => (score === null ? "–" : score.toFixed(2));
+
+function fillOverview() {
+  const columns = Math.max(...data.q.map((heads) => heads.length));
+  const numbers = [...Array(columns).keys()];
+  byId("grid").replaceChildren(
+    make("thead", {}, make("tr", {}, make("td"), ...numbers.map((n) => header("col", n)))),
+    make("tbody", {}, ...data.q.map((_, layer) => row(layer))),
+  );
+  byId("grid").addEventListener("click", (event) => chooseCell(event.target.closest("[data-head]")));
+  byId("grid").addEventListener("keydown", moveInGrid);
+  fillLegend();
+}
+
+const header = (scope, number) => make("th", { scope }, String(number));
+
+function row(layer) {
+  const cells = data.q[layer].map((_, head) => {
+    const kind = data.name[layer][head];
+    const label = `layer ${layer}, head ${head}: ${nameOf(layer, head)}`;
+    const attributes = { role: "gridcell", "aria-label": label, title: label, "data-kind": kind };
+    return make("td", { ...attributes, "data-layer": layer, "data-head": head }, initials(kind));
+  });
+  return make("tr", {}, header("row", layer), ...cells);
+}
+
+function fillLegend() {
+  const names = data.name.flat();
+  const kinds = [...new Set([...data.kinds, "mixed", ...names])];
+  const entries = kinds.map((kind) => {
+    const box = make("span", { class: "box", "data-kind": kind }, initials(kind));
+    return make("li", {}, box, ` ${kind}: ${names.filter((name) => name === kind).length}`);
+  });
+  byId("legend").replaceChildren(...entries);
+}
+
+const cellOf = (layer, head) =>
+  document.querySelector(`#grid [data-layer="${layer}"][data-head="${head}"]`);
+
+function chooseCell(cell) {
+  if (!cell) return;
+  choose({ layer: Number(cell.dataset.layer), head: Number(cell.dataset.head) });
+  cellOf(state.layer, state.head).focus();
+}
+
+function moveInGrid(event) {
+  const { layer, head } = state;
+  const target = {
+    ArrowUp: [layer - 1, head],
+    ArrowDown: [layer + 1, head],
+    ArrowLeft: [layer, head - 1],
+    ArrowRight: [layer, head + 1],
+    Home: [layer, 0],
+    End: [layer, headsOf(layer) - 1],
+  }[event.key];
+  if (!target || event.altKey || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  chooseCell(cellOf(...target));
+}
+
+// Only the chosen head is a stop of the tab key; the arrow keys reach the others.
+function showOverview() {
+  const chosen = cellOf(state.layer, state.head);
+  for (const cell of document.querySelectorAll("#grid [data-head]")) {
+    cell.setAttribute("aria-selected", cell === chosen);
+    cell.tabIndex = cell === chosen ? 0 : -1;
+  }
+  reveal(chosen);
+}
+
+// Scrolls the grid to the cell, and only the grid: the reader may be looking at something below.
+function reveal(cell) {
+  const box = byId("grid").parentElement;
+  const room = 2 * cell.offsetHeight; // of its neighbours, and what sticks to the edges
+  const within = (now, start, size, seen) =>
+    Math.min(start - room, Math.max(now, start + size + room - seen));
+  box.scrollTop = within(box.scrollTop, cell.offsetTop, cell.offsetHeight, box.clientHeight);
+  box.scrollLeft = within(box.scrollLeft, cell.offsetLeft, cell.offsetWidth, box.clientWidth);
+}
+
+function showHead() {
+  const { layer, head } = state;
+  const kind = data.name[layer][head];
+  const box = make("span", { class: "box", "data-kind": kind, "aria-hidden": true }, initials(kind));
+  byId("head-title").replaceChildren(
+    box, ` Layer ${layer}, head ${head}: `, make("strong", {}, nameOf(layer, head)),
+  );
+  byId("scores").replaceChildren(
+    ...data.kinds.map((each, i) => scoreBar(each, data.scores[layer][head][i])),
+  );
+}
+
+function scoreBar(kind, score) {
+  const bar = make("span", { class: "bar", "data-kind": kind });
+  bar.style.width = `${100 * (score ?? 0)}%`;
+  const track = make("span", { class: "track", "aria-hidden": true }, bar);
+  return make("li", {}, make("span", {}, kind), track, make("span", {}, percent(score)));
+}
