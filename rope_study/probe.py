@@ -78,7 +78,7 @@ def probe(
     chosen = [PROBES[name](tokenizer) for name in names]
 
     def run(some: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
-        batches = _batches(decoder, tokenizer, some, length, batch)
+        batches = _batches(decoder, tokenizer, some, length, batch, text or "texts")
         return probes.run(decoder, params, batches, which, text=text)
 
     found = run(texts, chosen, about)
@@ -99,18 +99,23 @@ def probe(
 
 
 def _batches(
-    decoder: Decoder, tokenizer: Tokenizer, texts: Sequence[Text], length: int, batch: int
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    length: int,
+    batch: int,
+    name: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(tokens, weights) of `batch` texts each; rows that only fill up devices have weight 0."""
+    """(tokens, weights) of one shape, which compiles once; rows that only fill up have weight 0."""
     shards = 1 if decoder.layout is None else decoder.layout.shards("batch")
-    batch = -(-batch // shards) * shards
-    starts = range(0, len(texts), batch)
-    for start in tqdm(starts, unit="batch", disable=not is_main_process()):
-        some = [text.text for text in texts[start : start + batch]]
-        tokens, weights = tokenizer.encode_batch(some, length)
-        rows = fill_rows(len(some), shards)
-        counted = np.arange(len(rows)) < len(some)
-        yield tokens[rows], weights[rows] * counted[:, None]
+    batch = len(fill_rows(min(batch, len(texts)), shards))
+    tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
+    rows = fill_rows(len(texts), batch)
+    weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
+    starts = range(0, len(rows), batch)
+    for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):
+        some = slice(start, start + batch)
+        yield tokens[rows[some]], weights[some]
 
 
 def _first_words(text: str, most: int = 40) -> str:
@@ -223,7 +228,7 @@ def main() -> None:
     f = flags.FLAGS
     folder = check_flags(f)
     texts = load_texts(list(f.string) or f.text)
-    about = f"{len(texts)} texts of {f.text}" if not f.string else f"{len(texts)} given text(s)"
+    about = f"{len(texts)} text(s), {'given' if f.string else f.text}"
     decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
     tokenizer = checkpoints.load_tokenizer(f.checkpoint)
     found = probe(

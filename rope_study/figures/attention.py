@@ -16,14 +16,14 @@ from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, label_pairs, ne
 
 MOST_LABELS = 48  # tokens that can be read along an axis
 SIGNED_MAP = "PuOr"  # orange below 0, violet above; told apart by colour-blind readers
-KIND_COLOURS = {
-    "diagonal": "#E69F00",
+KIND_COLOURS = {  # as on the page of rope_study.page
+    "diagonal": "#0072B2",
     "previous": "#56B4E9",
-    "sink": "#999999",
+    "sink": "#D55E00",
     "local": "#009E73",
-    "delimiter": "#CC79A7",
-    "semantic": "#D55E00",
-    "mixed": "#FFFFFF",
+    "delimiter": "#E69F00",
+    "semantic": "#CC79A7",
+    "mixed": "#E3E3E3",
 }
 
 
@@ -146,7 +146,8 @@ def head_kinds(named: xr.Dataset) -> Figure:
     for (layer, head), kind in np.ndenumerate(names):
         box = {"facecolor": KIND_COLOURS[kind], "edgecolor": "0.4", "boxstyle": "square,pad=0.25"}
         text = f"{kind[:2]} {scores[layer, head]:.2f}"
-        axes.text(head, layer, text, ha="center", va="center", fontsize=8, bbox=box)
+        ink = "white" if kind == "diagonal" else "black"
+        axes.text(head, layer, text, ha="center", va="center", fontsize=8, color=ink, bbox=box)
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
     axes.set_xticks(range(heads), named["head"].values)
