@@ -6,7 +6,18 @@ import chromium
 import matplotlib.image
 import numpy as np
 import pytest
-from page_examples import HOSTILE, LONG, PAIRS, TOKENS, make_page, read, stored_weights
+from page_examples import (
+    HOSTILE,
+    LONG,
+    PAIRS,
+    TOKENS,
+    make_map,
+    make_named,
+    make_page,
+    make_usage,
+    read,
+    stored_weights,
+)
 
 from rope_study.probes.head_patterns import KINDS
 
@@ -178,4 +189,19 @@ def test_page_is_no_wider_than_the_window(opened, width):
     )
     assert page == 0
     assert (map_box > 0) == (width < 600)  # the map scrolls by itself
+    browser.resize(1300, 1000)
+
+
+def test_chosen_cell_is_in_sight(browser, tmp_path):
+    size = {"layers": 30, "heads": 24}
+    given = {"usage": make_usage(**size), "named": make_named(**size)}
+    path = make_page(tmp_path, **given, maps=[make_map(["a"], **size)])
+    browser.resize(420, 1000)
+    for layer, head in (29, 23), (0, 0), (14, 11):
+        browser.open(chromium.address(path, layer=layer, head=head))
+        assert browser.run("scrollY") == 0
+        assert browser.run(
+            "(cell => (r => document.elementFromPoint(r.x + 5, r.y + 5) === cell)"
+            "(cell.getBoundingClientRect()))(document.querySelector('[aria-selected=true]'))"
+        )
     browser.resize(1300, 1000)

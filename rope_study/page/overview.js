@@ -8,12 +8,13 @@ const percent = (score) => (score === null ? "–" : score.toFixed(2));
 function fillOverview() {
   const columns = Math.max(...data.q.map((heads) => heads.length));
   const numbers = [...Array(columns).keys()];
-  byId("grid").replaceChildren(
+  const grid = byId("grid");
+  grid.replaceChildren(
     make("thead", {}, make("tr", {}, make("td"), ...numbers.map((n) => header("col", n)))),
     make("tbody", {}, ...data.q.map((_, layer) => row(layer))),
   );
-  byId("grid").addEventListener("click", (event) => chooseCell(event.target.closest("[data-head]")));
-  byId("grid").addEventListener("keydown", moveInGrid);
+  grid.addEventListener("click", (event) => chooseCell(event.target.closest("[data-head]")));
+  grid.addEventListener("keydown", moveInGrid);
   fillLegend();
 }
 
@@ -76,17 +77,19 @@ function showOverview() {
 // Scrolls the grid to the cell, and only the grid: the reader may be looking at something below.
 function reveal(cell) {
   const box = byId("grid").parentElement;
-  const room = 2 * cell.offsetHeight; // of its neighbours, and what sticks to the edges
-  const within = (now, start, size, seen) =>
-    Math.min(start - room, Math.max(now, start + size + room - seen));
-  box.scrollTop = within(box.scrollTop, cell.offsetTop, cell.offsetHeight, box.clientHeight);
-  box.scrollLeft = within(box.scrollLeft, cell.offsetLeft, cell.offsetWidth, box.clientWidth);
+  const seen = box.getBoundingClientRect();
+  const { left, right, top, bottom, height } = cell.getBoundingClientRect();
+  const room = 2 * height; // for neighbours, and for the axes that lie over the edges
+  const beyond = (before, after) => Math.min(before, 0) + Math.max(after, 0);
+  box.scrollTop += beyond(top - room - seen.top, bottom + room - seen.bottom);
+  box.scrollLeft += beyond(left - room - seen.left, right + room - seen.right);
 }
 
 function showHead() {
   const { layer, head } = state;
   const kind = data.name[layer][head];
-  const box = make("span", { class: "box", "data-kind": kind, "aria-hidden": true }, initials(kind));
+  const attributes = { class: "box", "data-kind": kind, "aria-hidden": true };
+  const box = make("span", attributes, initials(kind));
   byId("head-title").replaceChildren(
     box, ` Layer ${layer}, head ${head}: `, make("strong", {}, nameOf(layer, head)),
   );

@@ -12,6 +12,7 @@ addEventListener("hashchange", () => {
   show();
 });
 addEventListener("resize", () => {
+  showOverview();
   showNorms();
   showAttention();
 });
