@@ -18,22 +18,20 @@ from rope_study.small_model import small_model
 FOLDER = Path(__file__).parents[1] / "colabs"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
-# One worker trains the model, once, and runs them all.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("notebooks")]
 
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A folder in which runs/quickstart has the trained RoPE decoder, as after `make study`."""
-    folder = tmp_path_factory.mktemp("notebooks")
+@pytest.mark.slow
+def test_notebooks_run_and_the_small_model_shows_the_papers_picture(tmp_path):
+    """One test, so that the model is trained once."""
     # A process of its own, with one device as on the user's machine.
     train = "from rope_study.small_model import small_model; small_model()"
-    subprocess.run([sys.executable, "-c", train], cwd=folder, check=True)
-    return folder
+    subprocess.run([sys.executable, "-c", train], cwd=tmp_path, check=True)
+    for path in NOTEBOOKS:
+        run_notebook(path, tmp_path)
+    check_picture(small_model(tmp_path / "runs" / "quickstart"))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, workplace):
+def run_notebook(path: Path, workplace: Path) -> None:
+    """From top to bottom, in a folder that has the small model."""
     notebook = nbformat.read(path, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
     place = {"metadata": {"path": str(workplace)}}
@@ -58,9 +56,8 @@ def test_there_are_six_of_one_kind():
         assert sum("CHECKPOINT =" in cell.source for cell in one if cell.cell_type == "code") == 1
 
 
-def test_the_small_model_shows_the_papers_picture_of_position(workplace):
+def check_picture(run: Path) -> None:
     """Positional heads exist, use the fastest pairs, and break without them and not otherwise."""
-    run = small_model(workplace / "runs" / "quickstart")
     decoder, params = checkpoints.load(run)
     tokenizer = checkpoints.load_tokenizer(run)
     batch = tokenizer.encode_batch([text.text for text in load_texts()[:8]], length=256)
