@@ -56,6 +56,11 @@ def test_attention_patterns_show_the_weights_and_the_tokens(attention):
         assert part in shown(figure)
 
 
+def test_a_grid_has_no_empty_panels(attention):
+    figure = figures.attention_patterns({str(i): attention for i in range(4)})
+    assert len(figure.axes) == 4 + 1  # and the colour bar
+
+
 def test_long_texts_have_places_and_no_labels():
     weights = np.eye(60)
     coords = {f"{axis}_token": (axis, np.array(["x"] * 60, object)) for axis in ("query", "key")}

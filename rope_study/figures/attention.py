@@ -37,11 +37,11 @@ def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     rows = math.ceil(len(maps) / columns)
     first = next(iter(maps.values()))
     figure = new_figure((4.6 * columns + 0.8, 4.6 * rows + 0.6), f"Attention\n{_model(first)}")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (name, attention) in zip(panels, maps.items(), strict=False):
         image = _draw_map(axes, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
         axes.set_title(f"{name}\n{_head(attention)}", fontsize=10)
-    for axes in list(panels)[len(maps) :]:
+    for axes in panels[len(maps) :]:
         axes.remove()
     figure.colorbar(image, ax=figure.axes, fraction=0.03, label="attention weight")
     return figure

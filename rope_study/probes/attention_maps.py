@@ -9,7 +9,7 @@ import xarray
 
 from rope_study.decoder import Decoder
 from rope_study.probes import axes
-from rope_study.probes.capture import capture, index, labels, one_text
+from rope_study.probes.capture import capture, index, one_text, query_and_key
 from rope_study.probes.run import describe
 
 Array = jax.Array
@@ -58,15 +58,13 @@ def _maps(
     decoder: Decoder, params: dict, tokens: Sequence[int], heads: list[int], pieces
 ) -> xarray.DataArray:
     tokens = one_text(decoder, tokens)
-    names = labels(pieces, len(tokens))
+    coordinates = query_and_key(len(tokens), pieces)
     weights = capture(decoder, params, tokens[None], _read, np.array(heads))
-    of_tokens = {} if names is None else {f"{a}_token": (a, names) for a in ("query", "key")}
-    places = {axis: (axis, range(len(tokens)), {"units": "token"}) for axis in ("query", "key")}
     return xarray.DataArray(
         np.stack([layer[0] for layer in weights]),
         dims=("layer", "head", "query", "key"),
         name="attention",
-        coords={"layer": range(len(weights)), "head": heads} | places | of_tokens,
+        coords={"layer": range(len(weights)), "head": heads} | coordinates,
         attrs=axes.about("attention") | {"model": describe(decoder.config)},
     )
 

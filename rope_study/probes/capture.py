@@ -79,6 +79,15 @@ def index(value: int, count: int, name: str) -> int:
     return int(value)
 
 
+def query_and_key(length: int, pieces: Sequence[str] | None) -> dict[str, tuple]:
+    """The coordinates of [query, key] over one text: places, and `query_token`, `key_token`."""
+    names = labels(pieces, length)
+    places = {axis: (axis, range(length), {"units": "token"}) for axis in ("query", "key")}
+    return places | (
+        {} if names is None else {f"{axis}_token": (axis, names) for axis in ("query", "key")}
+    )
+
+
 def labels(pieces: Sequence[str] | None, length: int) -> np.ndarray | None:
     """object[length], the label of every token, such as Tokenizer.pieces gives; None for none."""
     if pieces is not None and len(pieces) != length:

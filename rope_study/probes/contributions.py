@@ -17,7 +17,7 @@ from rope_study import rotary
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.probes import axes
-from rope_study.probes.capture import capture, index, labels, one_text
+from rope_study.probes.capture import capture, index, labels, one_text, query_and_key
 from rope_study.probes.run import describe
 
 Array = jax.Array
@@ -99,23 +99,17 @@ def contribution_map(
     `query_token` and `key_token`.
     """
     tokens = one_text(decoder, tokens)
-    names = labels(pieces, len(tokens))
+    coordinates = query_and_key(len(tokens), pieces)
     place = _place(decoder, layer, head)
-    found = capture(decoder, params, tokens[None], _read_all)[place.layer]
-    q, k = found["q"][0, :, place.head], found["k"][0, :, place.kv_head]  # [T, H]
-    added = sum(a[:, None] * b[None] for a, b in zip(rotary.pairs(q), rotary.pairs(k), strict=True))
+    found = capture(decoder, params, tokens[None], _read_head, place.head, place.kv_head)
+    q, k = (rotary.pairs(found[place.layer][name][0]) for name in ("q", "k"))  # 2 x [T, H/2]
+    added = sum(a[:, None] * b[None] for a, b in zip(q, k, strict=True))
     added[~np.tri(len(tokens), dtype=bool)] = np.nan
-    of_tokens = {} if names is None else {f"{a}_token": (a, names) for a in ("query", "key")}
     return xarray.DataArray(
         added,
         dims=("query", "key", "frequency"),
         name="contribution",
-        coords={
-            axis: np.arange(size) for axis, size in zip(("query", "key"), added.shape, strict=False)
-        }
-        | {"frequency": np.arange(added.shape[-1])}
-        | place.coordinates
-        | of_tokens,
+        coords=coordinates | place.coordinates | {"frequency": range(added.shape[-1])},
         attrs=axes.about("what the pair adds to q.k") | place.attributes,
     )
 
@@ -155,6 +149,9 @@ def _read(activations: Mapping[str, Array], query: Array, key: Array) -> dict[st
     }
 
 
-def _read_all(activations: Mapping[str, Array]) -> dict[str, Array]:
-    """Queries [B, T, N, H] and keys [B, T, K, H], after rotation."""
-    return {"q": activations["q_rotated"], "k": activations["k_rotated"]}
+def _read_head(activations: Mapping[str, Array], head: Array, kv_head: Array) -> dict[str, Array]:
+    """A head's queries and the keys that it reads [B, T, H], after rotation."""
+    return {
+        "q": jnp.take(activations["q_rotated"], head, axis=2),
+        "k": jnp.take(activations["k_rotated"], kv_head, axis=2),
+    }
