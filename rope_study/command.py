@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from rope_study import checkpoints, parallel
 from rope_study import config as config_lib
-from rope_study import parallel
+from rope_study.data import Tokenizer
+from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,6 +30,28 @@ def run_flags(main: Callable[[], None]) -> None:
     """Parses the flags that the command has defined and calls main(); does not return."""
     del flags.FLAGS.config
     _run(main, lambda: None)
+
+
+def define_model_flags() -> None:
+    """The flags of commands that read a trained model; see load_model."""
+    flags.DEFINE_string("checkpoint", None, "Any path that checkpoints.load takes.")
+    flags.DEFINE_string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
+    flags.DEFINE_string("dtype", None, "Of the parameters; as stored where not given.")
+    flags.DEFINE_string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
+
+
+def check_model_flags() -> None:
+    """UserError where no checkpoint is named."""
+    if flags.FLAGS.checkpoint is None:
+        raise UserError("no checkpoint; give one, as in --checkpoint=runs/quickstart/nope")
+
+
+def load_model() -> tuple[Decoder, dict, Tokenizer]:
+    """The decoder, parameters and tokenizer that the flags of define_model_flags name."""
+    check_model_flags()
+    f = flags.FLAGS
+    decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
+    return decoder, params, checkpoints.load_tokenizer(f.checkpoint)
 
 
 def _run(main: Callable[[], None], check: Callable[[], None]) -> None:

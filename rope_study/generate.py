@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rope_study import checkpoints, command, parallel
+from rope_study import command, parallel
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder, check_bos
 from rope_study.errors import UserError
@@ -162,23 +162,17 @@ def _shards(decoder: Decoder) -> int:
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "Any path that checkpoints.load takes.")
+    command.define_model_flags()
     flags.DEFINE_multi_string("text", ["Once upon a time"], "A prompt; may be given again.")
     flags.DEFINE_integer("tokens", 64, "How many to add.")
     flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token, 1 samples.")
     flags.DEFINE_integer("seed", 0, "Of the samples.")
-    flags.DEFINE_string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
-    flags.DEFINE_string("dtype", None, "Of the parameters; as stored where not given.")
-    flags.DEFINE_string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
 
 
 def main() -> None:
     """Prints every text with its continuation."""
     f = flags.FLAGS
-    if f.checkpoint is None:
-        raise UserError("no checkpoint; give one, as in --checkpoint=runs/quickstart/nope")
-    decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
-    tokenizer = checkpoints.load_tokenizer(f.checkpoint)
+    decoder, params, tokenizer = command.load_model()
     made = generate(
         decoder, params, tokenizer, f.text, tokens=f.tokens, temperature=f.temperature, seed=f.seed
     )

@@ -15,7 +15,7 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from rope_study import checkpoints, command, figures, page, probes
+from rope_study import command, figures, page, probes
 from rope_study.data import Text, Tokenizer, load_texts
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError, nearest
@@ -207,7 +207,7 @@ def table(named: xarray.Dataset) -> str:
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("checkpoint", None, "Any path that checkpoints.load takes.")
+    command.define_model_flags()
     flags.DEFINE_string(
         "text", "default", "'default', 'domains', a UTF-8 text (a paragraph is a text) or JSONL."
     )
@@ -218,9 +218,6 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch", 8, "Texts at once.")
     flags.DEFINE_integer("page_texts", 3, "Of how many texts the page shows attention.")
     flags.DEFINE_integer("page_tokens", 48, "Of how many tokens of each.")
-    flags.DEFINE_string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
-    flags.DEFINE_string("dtype", None, "Of the parameters; as stored where not given.")
-    flags.DEFINE_string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
 
 
 def main() -> None:
@@ -229,8 +226,7 @@ def main() -> None:
     folder = check_flags(f)
     texts = load_texts(list(f.string) or f.text)
     about = f"{len(texts)} text(s), {'given' if f.string else f.text}"
-    decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
-    tokenizer = checkpoints.load_tokenizer(f.checkpoint)
+    decoder, params, tokenizer = command.load_model()
     found = probe(
         decoder, params, tokenizer, texts, f.probes, about=about, length=f.length, batch=f.batch,
         page_texts=f.page_texts, page_tokens=f.page_tokens,
@@ -248,8 +244,7 @@ def main() -> None:
 
 def check_flags(f: flags.FlagValues) -> Path:
     """The output folder; UserError for flags that cannot be, before anything is read or written."""
-    if f.checkpoint is None:
-        raise UserError("no checkpoint; give one, as in --checkpoint=runs/quickstart/nope")
+    command.check_model_flags()
     if f.out is None:
         raise UserError("no folder for the results; give a new one, as in --out=probed")
     if f.string and f["text"].present:
