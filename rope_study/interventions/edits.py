@@ -6,7 +6,8 @@ scale: what an edit does to that is said with each.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,6 @@ Array = jax.Array
 
 EDITABLE = ("q", "k", "q_rotated", "k_rotated")
 
-# (one member of all pairs [B, T, N, P], the same before rotation, int[N, P] the pair to come in
-# the place of each) -> what it becomes in the band.
-Change = Callable[[Array, Array | None, Array], Array]
-
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
@@ -38,8 +35,9 @@ class Intervention:
       band: the pairs.
       on: the activations it changes, of EDITABLE.
       layers, heads: query heads, whatever `on` names; None is all.
-      change: what becomes of the pairs.
-      order: what permute puts where, places in the band; None is the reverse.
+      factor: what the pairs are multiplied by.
+      frozen: whether they are as before rotation instead.
+      order: which of the band's places comes in the place of each; "reverse" of any number.
     """
 
     kind: str
@@ -47,8 +45,9 @@ class Intervention:
     on: tuple[str, ...]
     layers: tuple[int, ...] | None
     heads: tuple[int, ...] | None
-    change: Change = dataclasses.field(repr=False)
-    order: tuple[int, ...] | None = None
+    factor: float = 1.0
+    frozen: bool = False
+    order: tuple[int, ...] | str | None = None
 
     @property
     def name(self) -> str:
@@ -79,7 +78,7 @@ def zero(
       layers, heads: which; all where not given. Heads are query heads.
       on: "q", "k", "q_rotated", "k_rotated", or several of them.
     """
-    return _make("zero", band, on, layers, heads, lambda x, before, source: jnp.zeros_like(x))
+    return _make("zero", band, on, layers, heads, factor=0.0)
 
 
 def rescale(
@@ -97,8 +96,7 @@ def rescale(
     check_numbers("rescale", factor=factor)
     if not np.isfinite(factor):
         raise UserError(f"rescale: factor={factor} must be finite")
-    kind = f"rescale by {factor:g}"
-    return _make(kind, band, on, layers, heads, lambda x, before, source: x * factor)
+    return _make(f"rescale by {factor:g}", band, on, layers, heads, factor=float(factor))
 
 
 def freeze(
@@ -112,8 +110,7 @@ def freeze(
     Both q_rotated and k_rotated must stand still, and keys are shared: heads are whole groups. An
     attention factor (YaRN) is left out, as for every pair that stands still.
     """
-    on = ("q_rotated", "k_rotated")
-    return _make("freeze", band, on, layers, heads, lambda x, before, source: before)
+    return _make("freeze", band, ("q_rotated", "k_rotated"), layers, heads, frozen=True)
 
 
 def permute(
@@ -134,15 +131,12 @@ def permute(
         the fastest pair gets the slowest frequency.
       layers, heads: which; all where not given.
     """
-    take = lambda x, before, source: jnp.take_along_axis(x, source[None, None], axis=-1)  # noqa: E731
-    kind = "reverse" if order is None else f"permute {tuple(order)}"
-    made = _make(kind, band, ("q", "k"), layers, heads, take)
     if order is None:
-        return made
+        return _make("reverse", band, ("q", "k"), layers, heads, order="reverse")
     order = tuple(int(i) for i in order)
     if sorted(order) != list(range(len(order))):
         raise UserError(f"permute: order={order} must have each of 0..{len(order) - 1} once")
-    return dataclasses.replace(made, order=order)
+    return _make(f"permute {order}", band, ("q", "k"), layers, heads, order=order)
 
 
 def _make(
@@ -151,7 +145,7 @@ def _make(
     on: str | Sequence[str],
     layers: int | Sequence[int] | None,
     heads: int | Sequence[int] | None,
-    change: Change,
+    **change: float | bool | tuple | str,
 ) -> Intervention:
     if not isinstance(band, Band):
         raise UserError(f"{kind}: {band!r} is no band; make one, such as band(fastest=0.25)")
@@ -162,7 +156,7 @@ def _make(
     # The names say what is unusual only.
     shown = kind if on in (("q",), ("q", "k"), ("q_rotated", "k_rotated")) else f"{kind} {on}"
     return Intervention(
-        shown, band, on, _numbers("layers", layers), _numbers("heads", heads), change
+        shown, band, on, _numbers("layers", layers), _numbers("heads", heads), **change
     )
 
 
@@ -178,13 +172,21 @@ def _numbers(what: str, some: int | Sequence[int] | None) -> tuple[int, ...] | N
 # --- interventions as an edit -----------------------------------------------------------------
 
 
+class Change(NamedTuple):
+    """What becomes of one activation's pairs, by layer, head and pair: arrays [L, heads, P].
+
+    Pair k is then factor x^(source) + frozen b^(k), with x the activation and b the same before
+    rotation. Every chain of interventions is of this form: so one compiled program serves all, and
+    edits are arguments of it. Layers with fewer heads or pairs are filled up.
+    """
+
+    source: np.ndarray  # int
+    factor: np.ndarray  # f32
+    frozen: np.ndarray  # f32
+
+
 def edit(config: DecoderConfig, interventions: Intervention | Sequence[Intervention]) -> Edit:
     """What Decoder takes as `edit=`: one after the other of the interventions, as listed.
-
-    A decoder shows an edit one activation at a time. What `freeze` needs of the activation before
-    rotation is kept from there to right after rotation, which a layer always reaches before it
-    begins the next: so one edit serves layers under scan, unrolled and rematerialised alike, and
-    the decoder need not know.
 
     Args:
       config: of the decoder to edit.
@@ -194,8 +196,35 @@ def edit(config: DecoderConfig, interventions: Intervention | Sequence[Intervent
       UserError: no such layer or head, a band without pairs, or an edit of keys that would change
         heads that were not named.
     """
-    chain = as_list(interventions)
-    tables = [_tables(one, config) for one in chain]
+    return apply_changes(changes(config, interventions))
+
+
+def changes(
+    config: DecoderConfig, interventions: Intervention | Sequence[Intervention]
+) -> dict[str, Change]:
+    """The same as arrays, for each of EDITABLE; arguments and errors as `edit`."""
+    layers = [config.of_layer(spec) for spec in config.layer_specs]
+    pairs = max(c.head_dim for c in layers) // 2
+    kv_heads = max(c.kv_heads for c in layers)
+    found = {}
+    for name in EDITABLE:
+        heads = kv_heads if name.startswith("k") else config.heads
+        found[name] = _nothing((config.layers, heads, pairs))
+    for one in _as_list(interventions):
+        change = _changes_of(one, config)
+        for name in one.on:
+            found[name] = _then(found[name], change[name.removesuffix("_rotated")])
+    return found
+
+
+def apply_changes(found: Mapping[str, Change]) -> Edit:
+    """The edit of these changes.
+
+    A decoder shows an edit one activation at a time. What a frozen pair needs of the activation
+    before rotation is kept from there to right after rotation, which a layer always reaches before
+    it begins the next: so one edit serves layers under scan, unrolled and rematerialised alike,
+    and the decoder need not know.
+    """
     before: dict[str, Array] = {}
 
     def run(name: str, layer: Array, value: Array) -> Array:
@@ -203,9 +232,7 @@ def edit(config: DecoderConfig, interventions: Intervention | Sequence[Intervent
             return value
         source = name.removesuffix("_rotated")
         earlier = before.pop(source, None) if name != source else None
-        for one, table in zip(chain, tables, strict=True):
-            if name in one.on:
-                value = _apply(one.change, value, earlier, table[source], layer)
+        value = _apply(found[name], layer, value, earlier)
         if name == source:
             before[name] = value
         return value
@@ -213,7 +240,37 @@ def edit(config: DecoderConfig, interventions: Intervention | Sequence[Intervent
     return run
 
 
-def as_list(interventions: Intervention | Sequence[Intervention]) -> list[Intervention]:
+def _apply(change: Change, layer: Array, value: Array, earlier: Array | None) -> Array:
+    """value[B, T, N, H] with the pairs of one layer changed."""
+    N, P = value.shape[2], value.shape[3] // 2
+    source, factor, frozen = (jnp.asarray(a)[layer][:N, :P] for a in change)
+    halves = [
+        factor * jnp.take_along_axis(half, source[None, None], axis=-1)
+        for half in rotary.pairs(value)
+    ]
+    if earlier is not None:
+        halves = [
+            half + frozen * old for half, old in zip(halves, rotary.pairs(earlier), strict=True)
+        ]
+    return rotary.unpairs(*halves).astype(value.dtype)
+
+
+def _nothing(shape: tuple[int, int, int]) -> Change:
+    """[L, heads, P] of pairs that stay as they are."""
+    source = np.broadcast_to(np.arange(shape[-1]), shape)
+    return Change(source.copy(), np.ones(shape, np.float32), np.zeros(shape, np.float32))
+
+
+def _then(first: Change, second: Change) -> Change:
+    """One change and then another. Only before rotation do pairs move, where none is frozen."""
+    return Change(
+        np.take_along_axis(first.source, second.source, axis=-1),
+        second.factor * np.take_along_axis(first.factor, second.source, axis=-1),
+        second.factor * first.frozen + second.frozen,
+    )
+
+
+def _as_list(interventions: Intervention | Sequence[Intervention]) -> list[Intervention]:
     """One or several as a list; UserError for what is none."""
     one = isinstance(interventions, Intervention)
     chain = [interventions] if one else list(interventions)
@@ -225,27 +282,8 @@ def as_list(interventions: Intervention | Sequence[Intervention]) -> list[Interv
     return chain
 
 
-def _apply(
-    change: Change, value: Array, earlier: Array | None, table: tuple, layer: Array
-) -> Array:
-    """value[B, T, N, H] with the band of one layer changed."""
-    N, P = value.shape[2], value.shape[3] // 2
-    mask, source = (jnp.asarray(a)[layer][:N, :P] for a in table)
-    halves = rotary.pairs(value)
-    olds = (None, None) if earlier is None else rotary.pairs(earlier)
-    changed = [
-        jnp.where(mask, change(half, old, source), half)
-        for half, old in zip(halves, olds, strict=True)
-    ]
-    return rotary.unpairs(*changed).astype(value.dtype)
-
-
-# Whether a pair is in the band, bool[L, heads, P], and what permute puts there, int[L, heads, P].
-_Table = tuple[np.ndarray, np.ndarray]
-
-
-def _tables(one: Intervention, config: DecoderConfig) -> dict[str, _Table]:
-    """A table for queries and one for keys; layers with fewer heads or pairs are filled up."""
+def _changes_of(one: Intervention, config: DecoderConfig) -> dict[str, Change]:
+    """One intervention's change of queries, "q", and of keys, "k", where it has any."""
     _check_range("layers", one.layers, config.layers)
     _check_range("heads", one.heads, config.heads)
     of_keys = any(name.startswith("k") for name in one.on)
@@ -256,30 +294,29 @@ def _tables(one: Intervention, config: DecoderConfig) -> dict[str, _Table]:
         )
     layers = [config.of_layer(spec) for spec in config.layer_specs]
     pairs = max(c.head_dim for c in layers) // 2
-    mask = np.zeros((config.layers, config.heads, pairs), bool)
-    source = np.broadcast_to(np.arange(pairs), mask.shape).copy()
-    for layer, head in np.ndindex(mask.shape[:2]):
+    change = _nothing((config.layers, config.heads, pairs))
+    edited = np.zeros(change.source.shape, bool)
+    for layer, head in np.ndindex(edited.shape[:2]):
         if _named(layer, one.layers) and _named(head, one.heads):
             chosen = one.band.choose(_frequencies(config, layer), layer, head)
-            mask[layer, head, chosen] = True
-            source[layer, head, chosen] = _reordered(one, chosen)
-    if not mask.any():
+            edited[layer, head, chosen] = True
+            change.source[layer, head, chosen] = _reordered(one, chosen)
+    if not edited.any():
         raise UserError(f"{one.name}: no pair of these layers and heads is in the band")
-    tables = {"q": (mask, source)}
-    if of_keys:
-        tables["k"] = _of_keys(one, mask, source, [c.kv_heads for c in layers])
-    return tables
+    change.factor[edited] = 0.0 if one.frozen else one.factor
+    change.frozen[edited] = float(one.frozen)
+    if not of_keys:
+        return {"q": change}
+    heads = _query_head_of_keys(one, edited, [c.kv_heads for c in layers])[..., None]
+    return {"q": change, "k": Change(*(np.take_along_axis(a, heads, axis=1) for a in change))}
 
 
-def _of_keys(
-    one: Intervention, mask: np.ndarray, source: np.ndarray, kv_heads: list[int]
-) -> _Table:
-    """The table by key head, where all query heads that share one are edited alike."""
-    shape = len(mask), max(kv_heads), mask.shape[2]
-    of_keys, sources = np.zeros(shape, bool), np.zeros(shape, int)
+def _query_head_of_keys(one: Intervention, edited: np.ndarray, kv_heads: list[int]) -> np.ndarray:
+    """int[L, K]: for every key head a query head that reads it, as all of them are edited alike."""
+    found = np.zeros((len(edited), max(kv_heads)), int)
     for layer, K in enumerate(kv_heads):
-        group = mask.shape[1] // K
-        by_group = mask[layer].reshape(K, group, -1)
+        group = edited.shape[1] // K
+        by_group = edited[layer].reshape(K, group, -1)
         for k in np.flatnonzero((by_group != by_group[:, :1]).any(axis=(1, 2)))[:1]:
             shared = ", ".join(map(str, range(k * group, (k + 1) * group)))
             raise UserError(
@@ -287,12 +324,14 @@ def _of_keys(
                 " of keys changes them all: name all of them with one band, or edit on='q', which"
                 " changes a head alone"
             )
-        of_keys[layer, :K], sources[layer, :K] = by_group[:, 0], source[layer, ::group]
-    return of_keys, sources
+        found[layer, :K] = np.arange(K) * group
+    return found
 
 
 def _reordered(one: Intervention, chosen: np.ndarray) -> np.ndarray:
     if one.order is None:
+        return chosen
+    if one.order == "reverse":
         return chosen[::-1]
     if len(one.order) != len(chosen):
         raise UserError(

@@ -5,6 +5,7 @@ pass, as the decoder is and edited, so that attention weights can be compared on
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import loss
+from rope_study import loss, parallel
 from rope_study.decoder import Decoder, Edit, check_bos
 from rope_study.errors import UserError
-from rope_study.interventions.edits import EDITABLE, Intervention, edit
+from rope_study.interventions.edits import EDITABLE, Intervention, apply_changes, changes
 from rope_study.probes.run import describe, in_f32
 
 Array = jax.Array
@@ -71,15 +72,15 @@ def measure(
             f" {PLAIN!r}; got {list(interventions)}"
         )
     decoder = in_f32(decoder)
-    edits = {name: edit(decoder.config, chain) for name, chain in interventions.items()}
+    edits = {name: changes(decoder.config, chain) for name, chain in interventions.items()}
     batches = _checked(decoder, batches)
     repeated = repeated_sequences(batches, _rounded(copies, decoder), copy_length, seed)
+    run = _compiled(decoder, tuple(parallel.lean_options(params, decoder.layout).items()))
     found = {}
     for name, one in edits.items():
-        run = _compiled(decoder, one)
         found[name] = _Found(
-            *_totals(run(params, *_placed(decoder, batch)) for batch in batches),
-            None if repeated is None else _copying(run(params, *_placed(decoder, repeated))),
+            *_totals(run(params, one, *_placed(decoder, batch)) for batch in batches),
+            None if repeated is None else _copying(run(params, one, *_placed(decoder, repeated))),
         )
     count = sum(int(weights.sum()) for _, weights in batches)
     return _dataset(found).assign_attrs(
@@ -144,31 +145,34 @@ def _placed(decoder: Decoder, batch: Batch) -> tuple[Array, Array]:
 # --- one forward pass, every row twice --------------------------------------------------------
 
 
-def _compiled(decoder: Decoder, one: Edit) -> Callable[[dict, Array, Array], tuple]:
-    """(params, tokens[B, T], weights[B, T]) -> losses, weights of the targets, head sums by layer.
+@functools.lru_cache(maxsize=8)
+def _compiled(decoder: Decoder, options: tuple) -> Callable[[dict, dict, Array, Array], tuple]:
+    """(params, changes, tokens[B, T], weights[B, T]) -> losses, targets' weights, sums by layer.
 
-    Losses f32[B, 2, T - 1], plain and edited, targets' weights f32[B, T - 1].
+    Losses f32[B, 2, T - 1], plain and edited, targets' weights f32[B, T - 1]. One program for all
+    interventions, and kept: on small models compiling takes longer than running.
     """
 
-    def side_by_side(name: str, layer: Array, value: Array) -> Array:
-        if name not in EDITABLE:
-            return value
-        # Neighbouring rows are one text's: where the batch is split, both are on one device.
-        edited = jnp.arange(value.shape[0]) % 2 == 1
-        return jnp.where(edited[:, None, None, None], one(name, layer, value), value)
+    def read(module: Decoder, one: Edit, tokens: Array, weights: Array) -> tuple[Array, Any]:
+        def side_by_side(name: str, layer: Array, value: Array) -> Array:
+            if name not in EDITABLE:
+                return value
+            # Neighbouring rows are one text's: where the batch is split, both are on one device.
+            edited = jnp.arange(value.shape[0]) % 2 == 1
+            return jnp.where(edited[:, None, None, None], one(name, layer, value), value)
 
-    def read(module: Decoder, tokens: Array, weights: Array) -> tuple[Array, Any]:
         x, aux = module.features(tokens, probes=[_Patterns()], weights=weights, edit=side_by_side)
         targets, cap = jnp.roll(tokens, -1, axis=1), module.config.final_cap
         losses = loss.token_losses(x, module.unembedding, targets, module.layout, cap=cap)
         return losses[:, :-1], aux[_Patterns.name]  # the last has no target
 
-    def run(params: dict, tokens: Array, weights: Array) -> tuple[Array, Array, Any]:
+    def run(params: dict, found: dict, tokens: Array, weights: Array) -> tuple[Array, Array, Any]:
         twice = (jnp.repeat(a, 2, axis=0) for a in (tokens, weights))
-        losses, patterns = decoder.apply({"params": params}, *twice, method=read)
+        edit = apply_changes(found)
+        losses, patterns = decoder.apply({"params": params}, edit, *twice, method=read)
         return losses.reshape(len(tokens), 2, -1), weights[:, 1:], patterns
 
-    return jax.jit(run, out_shardings=decoder.layout.sharding())
+    return jax.jit(run, out_shardings=decoder.layout.sharding(), compiler_options=dict(options))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The probe protocol, and running probes over batches of text."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,16 +103,20 @@ def compiled(
     Of `params` only the types are read.
     """
     probed = in_f32(decoder)
+    options = parallel.lean_options(params, probed.layout)
+    return probed, _jitted(probed, tuple(probes), edit, tuple(options.items()))
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(decoder: Decoder, probes: tuple, edit: Edit | None, options: tuple) -> Callable:
+    """Kept, so that the same probes on other texts do not compile again."""
 
     def measure(params: dict, tokens: Array, weights: Array) -> dict:
-        return probed.apply(
+        return decoder.apply(
             {"params": params}, tokens, probes=probes, weights=weights, edit=edit, method="features"
         )[1]
 
-    options = parallel.lean_options(params, probed.layout)
-    return probed, jax.jit(
-        measure, out_shardings=probed.layout.sharding(), compiler_options=options
-    )
+    return jax.jit(measure, out_shardings=decoder.layout.sharding(), compiler_options=dict(options))
 
 
 def describe(config: DecoderConfig) -> str:
