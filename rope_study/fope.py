@@ -9,7 +9,7 @@ import numpy as np
 
 from rope_study.errors import UserError
 from rope_study.frequencies import check_at_least, clipped
-from rope_study.rotary import Encoding, check_theta, phases, turn
+from rope_study.rotary import Encoding, check_theta, phases, spelled, turn
 from rope_study.spelling import spell
 
 Array = jax.Array
@@ -74,6 +74,7 @@ def _per_head(series: Array, heads: int, head_dim: int, pad: float) -> Array:
     return jnp.repeat(series, heads // series.shape[2], axis=2)
 
 
+@spelled
 def fope(
     context: float,
     theta: float = 10_000.0,

@@ -17,6 +17,7 @@ from rope_study.rotary import (
     check_theta,
     geometric,
     pair_count,
+    spelled,
     squeezed,
 )
 from rope_study.spelling import check_numbers, spell
@@ -24,6 +25,7 @@ from rope_study.spelling import check_numbers, spell
 # --- slow pairs stand still -------------------------------------------------------------------
 
 
+@spelled
 def half_truncated_rope(theta: float = 1024.0) -> Encoding:
     """Half-truncated RoPE: the first half of the pairs spans 1 to 1/theta, the rest stands still.
 
@@ -45,6 +47,7 @@ def half_truncated_rope(theta: float = 1024.0) -> Encoding:
     return Encoding(spell("half_truncated_rope", theta=theta), frequencies, theta=theta)
 
 
+@spelled
 def hope(context: float, theta: float = 10_000.0) -> Encoding:
     """HoPE: only pairs that complete a cycle within the trained context turn.
 
@@ -60,6 +63,7 @@ def hope(context: float, theta: float = 10_000.0) -> Encoding:
     return _clipped("hope", context, theta)
 
 
+@spelled
 def fope_clip(context: float, theta: float = 10_000.0) -> Encoding:
     """FoPE without its Fourier series: frequencies below one cycle are set to zero; equals hope.
 
@@ -86,6 +90,7 @@ def _clipped(name: str, context: float, theta: float) -> Encoding:
     return Encoding(spelling, lambda d: clipped(d, context, theta), theta=theta)
 
 
+@spelled
 def proportional_rope(p: float = 0.25, factor: float = 1.0, theta: float = 1e6) -> Encoding:
     """Proportional RoPE: p-RoPE as Gemma 4 spells it, all frequencies divided by a factor.
 
@@ -112,6 +117,7 @@ def proportional_rope(p: float = 0.25, factor: float = 1.0, theta: float = 1e6) 
 # --- longer contexts --------------------------------------------------------------------------
 
 
+@spelled
 def linear_rope(factor: float, theta: float = 10_000.0, partial: float = 1.0) -> Encoding:
     """Position interpolation: every frequency is divided by one factor.
 
@@ -132,6 +138,7 @@ def linear_rope(factor: float, theta: float = 10_000.0, partial: float = 1.0) ->
     )
 
 
+@spelled
 def ntk_rope(factor: float, theta: float = 10_000.0) -> Encoding:
     """NTK-aware scaling: a larger base; the fastest pair stays, the slowest slows by the factor.
 
@@ -148,6 +155,7 @@ def ntk_rope(factor: float, theta: float = 10_000.0) -> Encoding:
     return Encoding(name, lambda d: _ntk(d, theta, factor), theta=theta)
 
 
+@spelled
 def dynamic_ntk_rope(
     factor: float, context: float, length: float, theta: float = 10_000.0, partial: float = 1.0
 ) -> Encoding:
@@ -184,6 +192,7 @@ def _ntk(d: int, theta: float, scale: float) -> np.ndarray:
     return geometric(d, theta * scale ** (d / (d - 2)) if d > 2 else theta)
 
 
+@spelled
 def yarn_rope(
     factor: float,
     context: float,
@@ -273,6 +282,7 @@ def _yarn_attention_factor(
     return temperature(1.0)
 
 
+@spelled
 def longrope(
     short_factor: tuple[float, ...],
     long_factor: tuple[float, ...],
@@ -334,6 +344,7 @@ def longrope(
     return Encoding(spelling, lambda d: squeezed(d, partial, divided), attention_factor, theta)
 
 
+@spelled
 def llama3_rope(
     factor: float = 8.0,
     context: float = 8192,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study.parameters import Parameter
-from rope_study.rotary import Encoding, check_theta, geometric, phases, turn
+from rope_study.rotary import Encoding, check_theta, geometric, phases, spelled, turn
 from rope_study.spelling import spell
 
 Array = jax.Array
@@ -61,6 +61,7 @@ def traced_phases(positions: Array, frequencies: Array) -> Array:
     return high.astype(jnp.float32) * step + low.astype(jnp.float32) * frequencies
 
 
+@spelled
 def learned_rope(theta: float = 10_000.0) -> LearnedEncoding:
     """Learned RoPE: the log of every frequency is trained, shared by all layers and heads.
 

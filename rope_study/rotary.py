@@ -5,6 +5,7 @@ g_k = theta^(-2(k-1)/d) radians per token, fastest first. B batch, T length, N h
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -27,9 +28,10 @@ class Encoding:
     """An encoding as data: one frequency for every pair, and a factor on cos and sin.
 
     Attributes:
-      name: canonical spelling, such as "p_rope(p=0.75, theta=10000)"; equality goes by it.
+      name: canonical spelling, such as "p_rope(p=0.75, theta=10000)".
       inverse_frequencies: head_dim -> float64[head_dim / 2], radians per token, fastest first;
-        0 means that the pair is not rotated.
+        0 means that the pair is not rotated. Encodings with two functions differ, whatever their
+        names: compiled programs are kept by the encoding they were made for.
       attention_factor: multiplies cos and sin of the pairs that turn, so what they add to a logit
         grows by its square (YaRN). Pairs that stand still pass through, as in released models.
       theta: the base of the geometric frequencies it is made from; None where there is none.
@@ -37,7 +39,7 @@ class Encoding:
     """
 
     name: str
-    inverse_frequencies: Callable[[int], np.ndarray] = dataclasses.field(compare=False, repr=False)
+    inverse_frequencies: Callable[[int], np.ndarray] = dataclasses.field(repr=False)
     attention_factor: float = 1.0
     theta: float | None = dataclasses.field(default=None, compare=False, repr=False)
     relative: bool = dataclasses.field(default=True, compare=False, repr=False)
@@ -47,9 +49,22 @@ class Encoding:
         return rotate(x, positions, self.inverse_frequencies(x.shape[-1]), self.attention_factor)
 
 
+def spelled(make: Callable[..., Encoding]) -> Callable[..., Encoding]:
+    """For constructors whose encodings are all said by their names: one object for each name."""
+    known: dict[str, Encoding] = {}
+
+    @functools.wraps(make)
+    def one_of_a_name(*args, **kwargs) -> Encoding:
+        made = make(*args, **kwargs)
+        return known.setdefault(made.name, made)
+
+    return one_of_a_name
+
+
 # --- the encodings of the paper ---------------------------------------------------------------
 
 
+@spelled
 def rope(theta: float = 10_000.0) -> Encoding:
     """RoPE: every pair turns.
 
@@ -63,6 +78,7 @@ def rope(theta: float = 10_000.0) -> Encoding:
     return Encoding(spell("rope", theta=theta), lambda d: geometric(d, theta), theta=theta)
 
 
+@spelled
 def nope() -> Encoding:
     """NoPE: no pair turns; order is known from the causal mask alone.
 
@@ -72,6 +88,7 @@ def nope() -> Encoding:
     return Encoding(spell("nope"), lambda d: np.zeros(pair_count(d)))
 
 
+@spelled
 def p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     """p-RoPE: the fraction p of highest frequencies turns.
 
@@ -93,6 +110,7 @@ def p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     return Encoding(spell("p_rope", p=p, theta=theta), frequencies, theta=theta)
 
 
+@spelled
 def reversed_p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     """p-RoPE reversed: the fraction p of LOWEST frequencies turns.
 
@@ -113,6 +131,7 @@ def reversed_p_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     return Encoding(spell("reversed_p_rope", p=p, theta=theta), frequencies, theta=theta)
 
 
+@spelled
 def partial_rope(p: float = 0.75, theta: float = 10_000.0) -> Encoding:
     """Partial rotary: p of the dimensions turn, with the whole range of frequencies.
 

@@ -1,6 +1,7 @@
 """Interventions: what each edit is exactly, on random decoders and on heads made by theory."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.evaluate import Evaluation
 from rope_study.interventions import band, freeze, permute, rescale, zero
+from rope_study.interventions.edits import apply_changes, changes
 from rope_study.interventions.measurement import ratio
 from rope_study.probes import frequency_usage
 
@@ -32,9 +34,19 @@ def init(config):
     return jax.tree.map(lambda a: jnp.asarray(random.normal(0, 0.5, a.shape), a.dtype), shapes)
 
 
+@functools.cache
+def program(config, method):
+    """(params, changes, ...) -> one of the decoder's results; compiled once for all edits."""
+
+    def run(params, changed, *arguments):
+        edit = apply_changes(changed)
+        return Decoder(config).apply({"params": params}, *arguments, edit=edit, method=method)
+
+    return jax.jit(run)
+
+
 def logits(config, params, *interventions):
-    edit = iv.edit(config, interventions) if interventions else None
-    return jax.jit(lambda p: Decoder(config).apply({"params": p}, TOKENS, edit=edit)[0])(params)
+    return program(config, None)(params, changes(config, interventions), TOKENS)[0]
 
 
 def activations(config, params, name, *interventions):
@@ -55,7 +67,7 @@ def close(a, b, atol=2e-4):
 
 
 PARAMS = init(TINY)
-PLAIN = logits(TINY, PARAMS)
+PLAIN = jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS)[0])(PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
 ZEROED = logits(TINY, PARAMS, zero(MIDDLE))
 PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
@@ -259,7 +271,8 @@ def test_every_layer_has_the_band_of_its_own_encoding():
 
 def test_a_kept_activation_does_not_leak_out_of_a_trace():
     with jax.checking_leaks():
-        logits(TINY, PARAMS, freeze(MIDDLE))
+        edit = iv.edit(TINY, freeze(MIDDLE))
+        jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS, edit=edit)[0])(PARAMS)
 
 
 # --- measuring --------------------------------------------------------------------------------
@@ -280,13 +293,9 @@ def found():
 
 
 def losses(tokens, *interventions):
-    edit = iv.edit(TINY, interventions) if interventions else None
-    run = jax.jit(
-        lambda p, w: Decoder(TINY).apply(
-            {"params": p}, w[:, :-1], w[:, 1:], edit=edit, method="token_losses"
-        )
-    )
-    return np.asarray(run(PARAMS, jnp.asarray(tokens)), np.float64)
+    run, tokens = program(TINY, "token_losses"), jnp.asarray(tokens)
+    found = run(PARAMS, changes(TINY, interventions), tokens[:, :-1], tokens[:, 1:])
+    return np.asarray(found, np.float64)
 
 
 def test_losses_are_those_of_each_decoder_alone(found):

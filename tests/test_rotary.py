@@ -1,5 +1,7 @@
 """Encodings and the rotation against float64 and against their definitions."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,21 @@ def test_attention_factor_scales_the_rotated_vector():
     scaled = rotary.Encoding("scaled", plain.inverse_frequencies, attention_factor=1.5)
     x, positions = random((1, 5, 1, HEAD_DIM)), jnp.arange(5)[None]
     np.testing.assert_allclose(scaled(x, positions), 1.5 * plain(x, positions), rtol=1e-5)
+
+
+def test_encodings_are_equal_by_spelling_and_otherwise_by_function():
+    """Compiled programs are kept by encoding: two of one name must not get each other's."""
+    assert rotary.rope(10_000) == rotary.rope() != rotary.rope(20_000)
+    first, second = (rotary.Encoding("mine", rotary.rope(t).inverse_frequencies) for t in (9, 99))
+    assert first == rotary.Encoding("mine", first.inverse_frequencies) != second
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rotated(encoding, x):
+        return encoding(x, jnp.arange(5)[None])
+
+    x = random((1, 5, 1, HEAD_DIM))
+    for encoding in (first, second):
+        np.testing.assert_allclose(rotated(encoding, x), encoding(x, jnp.arange(5)[None]), 1e-5)
 
 
 def test_spellings_are_parsed_strictly():
