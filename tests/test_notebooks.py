@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nbclient import NotebookClient
 
-from rope_study import checkpoints, parallel, probes
+from rope_study import checkpoints, probes
 from rope_study.data import load_texts
 from rope_study.interventions import band, freeze, measure, random_band, zero
 from rope_study.small_model import small_model
@@ -20,14 +20,13 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 @pytest.mark.slow
-def test_notebooks_run_and_the_small_model_shows_the_papers_picture(tmp_path, monkeypatch):
+def test_notebooks_run_and_the_small_model_shows_the_papers_picture(tmp_path):
     """One test, so that the model is trained once."""
     # A process of its own, with one device as on the user's machine.
     train = "from rope_study.small_model import small_model; small_model()"
     subprocess.run([sys.executable, "-c", train], cwd=tmp_path, check=True)
     for path in NOTEBOOKS:
         run_notebook(path, tmp_path)
-    monkeypatch.setattr(parallel, "make_layout", lambda mesh: parallel.one_device())
     check_picture(small_model(tmp_path / "runs" / "quickstart"))
 
 

@@ -45,12 +45,6 @@ def own_flags():
         flags.FLAGS["config"] = config
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Every probe at once on eight fake devices of two cores can wait for itself (jax 0.11)."""
-    monkeypatch.setattr(parallel, "make_layout", lambda mesh: parallel.one_device())
-
-
 def run_command(*arguments) -> int:
     """Runs the command in this process as `python -m` would; returns its exit status."""
     flags.FLAGS.unparse_flags()
@@ -65,7 +59,7 @@ def run_command(*arguments) -> int:
     return stop.value.code
 
 
-def test_command_writes_data_figures_and_page(run, tmp_path, capfd, one_device):
+def test_command_writes_data_figures_and_page(run, tmp_path, capfd):
     out = tmp_path / "probed"
     arguments = [f"--checkpoint={run}", "--text=domains", f"--out={out}", "--length=64"]
     assert not run_command(*arguments, "--page_tokens=20", "--page_texts=2")
@@ -87,7 +81,7 @@ def test_command_writes_data_figures_and_page(run, tmp_path, capfd, one_device):
     assert "kind        heads  surest" in printed and str(out / "index.html") in printed
 
 
-def test_given_strings_and_every_probe(run, tmp_path, one_device):
+def test_given_strings_and_every_probe(run, tmp_path):
     out = tmp_path / "probed"
     every = ",".join(probe.PROBES)
     arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--string={LONG * 2}"]
@@ -149,7 +143,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_requests_are_one_line(case, run, tmp_path, capfd, one_device):
+def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
     arguments, message = WRONG[case]
     out = tmp_path / "probed"
     assert run_command(*(one.format(run=run, out=out) for one in arguments)) == 2

@@ -1,6 +1,7 @@
 """Probes: each against a direct statement in float64, on padding, blocks and devices; refusals."""
 
 import dataclasses
+import re
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from rope_study.probes.capture import capture
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
 from rope_study.probes.rotary_outliers import pair_angles, sign_over
+from rope_study.probes.run import compiled
 from rope_study.probes.spectral import spectrum
 from rope_study.query import LogN
 
@@ -130,6 +132,17 @@ def test_attention_in_blocks_gives_the_same(mixed, measured, monkeypatch):
 def test_devices_share_a_batch(mixed, measured):
     decoder = Decoder(MIXED, make_layout("fsdp=8"))
     assert_same(probes.run(decoder, mixed[1], [padded(EIGHT)], ALL), measured, rtol=1e-4, atol=1e-5)
+
+
+def test_devices_exchange_nothing_but_sums(mixed):
+    """No probe gathers the texts of other devices: the compiled program only adds up."""
+    decoder = Decoder(MIXED, make_layout("data=8"))
+    probed, measure = compiled(decoder, mixed[1], ALL)
+    place = probed.layout.place
+    params = jax.device_put(mixed[1], probed.layout.sharding())
+    program = measure.lower(params, *map(place, padded(EIGHT))).compile().as_text()
+    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", program)
+    assert set(exchanges) == {"all-reduce"}
 
 
 def test_probed_forward_equals_plain_forward_bit_for_bit(mixed):

@@ -9,6 +9,7 @@ that end with its own, so that all rows have one length; every query with that m
 earlier ones do not. Shares are taken row by row and then averaged.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -74,10 +75,15 @@ def _measure(
 def spectrum(rows: Array) -> tuple[Array, Array, Array]:
     """Band shares [..., 3], selectivity and total power [...] of rows[..., n].
 
-    Zero padding to 2n keeps the two ends of a row apart.
+    Zero padding to 2n keeps the two ends of a row apart. Rows are short, so the transform is two
+    matrix products: an FFT is not split over devices, so each would gather the rows of all, and on
+    a host with more fake devices than cores it waited for itself (jax 0.11).
     """
     n = rows.shape[-1]
-    power = jnp.square(jnp.abs(jnp.fft.rfft(rows, 2 * n)))
+    angles = np.pi * np.outer(np.arange(n), np.arange(n + 1)) / n
+    project = functools.partial(jnp.matmul, rows, precision=jax.lax.Precision.HIGHEST)
+    cos, sin = (project(wave(angles).astype(np.float32)) for wave in (np.cos, np.sin))
+    power = jnp.square(cos) + jnp.square(sin)
     at = np.arange(n + 1) / n  # of Nyquist, which is in the last band
     among = [(at >= low) & ((at < high) | (high == 1)) for low, high in BANDS.values()]
     bands = jnp.stack([jnp.sum(power[..., band], axis=-1) for band in among], axis=-1)
