@@ -139,7 +139,7 @@ def _look(q: Array, k: Array, spec: LayerSpec, weigh: Weigh | None, rows: Array 
             )
             return reduce(weights, queries)
 
-        return attention.sum_over_queries(some, q.shape[1])
+        return attention.sum_over_queries(some, q.shape[1], k.shape[1])
 
     return look
 

@@ -108,9 +108,13 @@ def test_attention_equals_a_direct_float64_statement():
     np.testing.assert_allclose(mixed, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("window, chunk", [(None, None), (5, None), (None, 4)])
-def test_blocks_of_queries_equal_all_at_once(window, chunk, monkeypatch):
-    """Values and gradients; 21 queries leave a last block of one in blocks of four."""
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("window, chunk", [(None, None), (5, None), (None, 6)])
+def test_blocks_of_queries_equal_all_at_once(window, chunk, biased, monkeypatch):
+    """Values and gradients; 21 queries leave a last block of one in blocks of four.
+
+    Without a function of its own for the logits a block reads a third of the keys, two or all.
+    """
     keys = jax.random.split(jax.random.key(1), 3)
     q = jax.random.normal(keys[0], (2, 21, 4, 8))
     k, v = (jax.random.normal(key, (2, 21, 2, 8)) for key in keys[1:])
@@ -119,13 +123,14 @@ def test_blocks_of_queries_equal_all_at_once(window, chunk, monkeypatch):
         weigh = lambda logits, mask, queries: jax.nn.softmax(  # noqa: E731
             jnp.where(mask, logits + queries[:, None] * jnp.arange(21), -jnp.inf)
         )
-        return attention.attend(q, k, v, window, chunk=chunk, weigh=weigh)
+        return attention.attend(q, k, v, window, chunk=chunk, weigh=weigh if biased else None)
 
     loss = lambda *a: jnp.sum(jnp.sin(run(*a)))  # noqa: E731
-    expected = run(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
-    monkeypatch.setattr(attention, "LONG", 8)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
-    got = run(q, k, v), jax.grad(loss, (0, 1, 2))(q, k, v)
+    both = lambda *a: (run(*a), jax.grad(loss, (0, 1, 2))(*a))  # noqa: E731
+    expected = jax.jit(lambda *a: both(*a))(q, k, v)
+    for name, value in {"LONG": 8, "QUERY_BLOCK": 4, "PARTS": 3}.items():
+        monkeypatch.setattr(attention, name, value)
+    got = jax.jit(lambda *a: both(*a))(q, k, v)  # another function: compiled anew
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
 
 
@@ -144,7 +149,11 @@ def test_attention_that_probes_see_is_the_layers_own_in_blocks(pattern, monkeypa
         )
 
     seen = Probe("seen", ("attention",), measure, lambda *_: None)
-    run = lambda: Decoder(config).apply(variables, TOKENS, probes=[seen])[1]["seen"]  # noqa: E731
+
+    def run():
+        apply = lambda v: Decoder(config).apply(v, TOKENS, probes=[seen])[1]["seen"]  # noqa: E731
+        return jax.jit(apply)(variables)
+
     expected = run()
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
