@@ -23,15 +23,20 @@ TOKENS = jax.random.randint(jax.random.key(3), (2, 14), 0, 64)
 
 
 def init(config):
-    params = nn.unbox(Decoder(config).init(jax.random.key(1), TOKENS[:, :2]))["params"]
-    # Biases and scales that start at a constant would hide what they do.
-    noise = lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape)  # noqa: E731
-    return jax.tree.map(noise, params)
+    """Random by NumPy: initialisers compile slowly, and constants would hide biases and scales."""
+    boxed = jax.eval_shape(Decoder(config).init, jax.random.key(1), TOKENS[:, :2])
+    random, norm = np.random.default_rng(0), 1 - config.norm_offset
+
+    def draw(path, leaf):
+        mean = norm if "norm" in jax.tree_util.keystr(path) else 0
+        return jnp.asarray(mean + random.normal(0, 0.2, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, nn.unbox(boxed)["params"])
 
 
 def check_cached_equals_uncached(config, prefill=5):
     decoder, params = Decoder(config), init(config)
-    expected = decoder.apply({"params": params}, TOKENS)[0]
+    expected = jax.jit(decoder.apply)({"params": params}, TOKENS)[0]
     extend = jax.jit(lambda *a: decoder.apply({"params": params}, *a, method="extend"))
     cache = empty_cache(decoder, params, 2, 16)
     logits, cache = extend(TOKENS[:, :prefill], cache, 0)
@@ -79,10 +84,12 @@ def test_greedy_takes_the_likeliest_token_and_forces_longer_prompts():
     decoder, params = Decoder(TINY), init(TINY)
     prompts = np.array([[5, 9, 2, 0, 0], [7, 1, 3, 8, 4]])
     got = generate_tokens(decoder, params, prompts, [3, 5], tokens=4)
+    apply = jax.jit(decoder.apply)
     for row, prompt in zip(got, (prompts[0, :3], prompts[1]), strict=True):
         expected = list(prompt)
         for _ in range(4):
-            logits = decoder.apply({"params": params}, jnp.array([expected]))[0]
+            padded = jnp.array([expected + [0] * (9 - len(expected))])  # compiled once
+            logits = apply({"params": params}, padded)[0][:, : len(expected)]
             expected.append(int(logits[0, -1].argmax()))
         assert row.tolist() == expected
 
