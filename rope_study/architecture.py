@@ -90,6 +90,23 @@ class DecoderConfig:
         """One spec a layer, first to last."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.layers))
 
+    @property
+    def layer_groups(self) -> tuple[tuple[str, int, range], ...]:
+        """(name in the parameters, place in the pattern, its layers) of each place of the pattern.
+
+        Repeats of one place are stacked, in the order of the layers; what is left over is not.
+        """
+        period = len(self.pattern)
+        whole = self.layers // period * period
+        repeated = range(period if whole else 0)
+        return (
+            *((f"pattern_{i}", i, range(i, whole, period)) for i in repeated),
+            *(
+                (f"remainder_{i}", i, range(whole + i, whole + i + 1))
+                for i in range(self.layers - whole)
+            ),
+        )
+
 
 def _check(config: DecoderConfig) -> None:
     for name in ("vocab_size", "width", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):

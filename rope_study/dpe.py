@@ -140,13 +140,11 @@ def key_pairs(q_norms: np.ndarray, k_norms: np.ndarray, count: int) -> np.ndarra
 def add_pairs(params: dict, config: DecoderConfig, pairs: np.ndarray) -> dict:
     """The parameters with which pairs move, bool[L, N, P]; for with_dpe(..., selected=True)."""
     pairs = np.asarray(pairs, np.float32)
-    period = len(config.pattern)
-    whole = config.layers // period * period
     params = dict(params)
-    for i in range(period if whole else 0):
-        params[f"pattern_{i}"] = {**params[f"pattern_{i}"], PAIRS: pairs[i:whole:period]}
-    for i in range(config.layers - whole):
-        params[f"remainder_{i}"] = {**params[f"remainder_{i}"], PAIRS: pairs[whole + i]}
+    for group, _, layers in config.layer_groups:
+        moved = pairs[layers.start : layers.stop : layers.step]
+        own = moved if group.startswith("pattern") else moved[0]
+        params[group] = {**params[group], PAIRS: own}
     return params
 
 

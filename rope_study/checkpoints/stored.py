@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -113,7 +113,7 @@ def locate(
         raise UserError(f"arrays shared by layers are not in this format: {config.pattern}")
     for name in top_names(config):
         found[name,] = [_named(top, name)]
-    for group, place, layers in groups(config):
+    for group, place, layers in config.layer_groups:
         for name in layer_parameters(config, config.pattern[place]):
             stored = _named(of_layer, name)
             found[group, name] = [stored.of_layer(i) for i in layers]
@@ -128,16 +128,6 @@ def top_names(config: DecoderConfig) -> list[str]:
     if config.token_width:
         names += ["token_embedding", "token_projection", "token_projection_norm"]
     return names
-
-
-def groups(config: DecoderConfig) -> Iterator[tuple[str, int, list[int]]]:
-    """(name in the parameters, place in the pattern, its layers) for all layers."""
-    period = len(config.pattern)
-    whole = config.layers // period * period
-    for place in range(period if whole else 0):
-        yield f"pattern_{place}", place, list(range(place, whole, period))
-    for place in range(config.layers - whole):
-        yield f"remainder_{place}", place, [whole + place]
 
 
 def _named(table: Mapping[str, Stored], name: str) -> Stored:
