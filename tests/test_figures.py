@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study import figures, report, rotary
+from rope_study import figures, report, rotary, theory
+from rope_study.errors import UserError
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 3, 4, 2, 16, 128
 ENCODINGS = {
@@ -325,3 +326,35 @@ def test_encoding_cycles_shortens_the_names_that_list_every_pair():
     ones = (1,) * 32
     figure = figures.encoding_cycles([f"longrope({ones}, {ones}, 4096, 4096, 32)"], 64, 4096)
     assert "longrope(short_factor=" in texts(figure) and len(texts(figure)) < 600
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3])
+def test_construction_points_and_attends_where_theorem_5_3_says(offset):
+    figure = figures.construction(0.7, offset, tokens=7, epsilon=0.05)
+    before, after, attention = figure.axes[:3]
+    (query,), keys = ([c for c in np.arctan2(q.V, q.U)] for q in after.collections)
+    np.testing.assert_allclose(np.exp(1j * query), np.exp(1j * keys[6 - offset]), atol=1e-12)
+    others = np.delete(keys, 6 - offset)
+    assert np.cos(others - query).max() < np.cos(0.6)
+    k, q = (np.arctan2(quiver.V, quiver.U)[0] for quiver in before.collections)
+    assert k - q == pytest.approx(0.7 * offset)
+    weights = attention.images[0].get_array()
+    norm = theory.thm_5_3_norm([0.7], 7, 0.05, offset)
+    expected = theory.thm_5_3_attention(norm, [0.7], 7, offset)[::-1]
+    np.testing.assert_allclose(weights[6], expected, atol=1e-12)
+    assert weights[6, 6 - offset] == pytest.approx(0.95, abs=1e-6)
+    np.testing.assert_array_equal(weights.mask, ~np.tri(7, dtype=bool))
+    assert "g = 0.7 rad/token" in texts(figure) and "[tokens]" in texts(figure)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(tokens=40), r"tokens=40 must lie in 2\.\.12"),
+        (dict(frequency=0.0), r"at frequency=0\.0 another token looks like the target"),
+        (dict(offset=6), r"offset=6 must lie in 0"),
+    ],
+)
+def test_a_construction_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        figures.construction(**arguments)
