@@ -332,7 +332,7 @@ def test_encoding_cycles_shortens_the_names_that_list_every_pair():
 def test_construction_points_and_attends_where_theorem_5_3_says(offset):
     figure = figures.construction(0.7, offset, tokens=7, epsilon=0.05)
     before, after, attention = figure.axes[:3]
-    (query,), keys = ([c for c in np.arctan2(q.V, q.U)] for q in after.collections)
+    (query,), keys = (np.arctan2(quiver.V, quiver.U) for quiver in after.collections)
     np.testing.assert_allclose(np.exp(1j * query), np.exp(1j * keys[6 - offset]), atol=1e-12)
     others = np.delete(keys, 6 - offset)
     assert np.cos(others - query).max() < np.cos(0.6)

@@ -203,13 +203,8 @@ def changes(
     config: DecoderConfig, interventions: Intervention | Sequence[Intervention]
 ) -> dict[str, Change]:
     """The same as arrays, for each of EDITABLE; arguments and errors as `edit`."""
-    layers = [config.of_layer(spec) for spec in config.layer_specs]
-    pairs = max(c.head_dim for c in layers) // 2
-    kv_heads = max(c.kv_heads for c in layers)
-    found = {}
-    for name in EDITABLE:
-        heads = kv_heads if name.startswith("k") else config.heads
-        found[name] = _nothing((config.layers, heads, pairs))
+    heads = {"q": config.heads, "k": max(_kv_heads(config))}
+    found = {name: _nothing(config, heads[name.removesuffix("_rotated")]) for name in EDITABLE}
     for one in _as_list(interventions):
         change = _changes_of(one, config)
         for name in one.on:
@@ -255,10 +250,17 @@ def _apply(change: Change, layer: Array, value: Array, earlier: Array | None) ->
     return rotary.unpairs(*halves).astype(value.dtype)
 
 
-def _nothing(shape: tuple[int, int, int]) -> Change:
-    """[L, heads, P] of pairs that stay as they are."""
-    source = np.broadcast_to(np.arange(shape[-1]), shape)
+def _nothing(config: DecoderConfig, heads: int) -> Change:
+    """[L, heads, P] of pairs that stay as they are, with as many as any layer has."""
+    pairs = max(config.of_layer(spec).head_dim for spec in config.layer_specs) // 2
+    shape = config.layers, heads, pairs
+    source = np.broadcast_to(np.arange(pairs), shape)
     return Change(source.copy(), np.ones(shape, np.float32), np.zeros(shape, np.float32))
+
+
+def _kv_heads(config: DecoderConfig) -> list[int]:
+    """Of every layer."""
+    return [config.of_layer(spec).kv_heads for spec in config.layer_specs]
 
 
 def _then(first: Change, second: Change) -> Change:
@@ -292,9 +294,7 @@ def _changes_of(one: Intervention, config: DecoderConfig) -> dict[str, Change]:
             f"{one.name}: this decoder has layers that read the keys of others, so an edit of keys"
             " would reach layers that were not named; edit queries (zero or rescale with on='q')"
         )
-    layers = [config.of_layer(spec) for spec in config.layer_specs]
-    pairs = max(c.head_dim for c in layers) // 2
-    change = _nothing((config.layers, config.heads, pairs))
+    change = _nothing(config, config.heads)
     edited = np.zeros(change.source.shape, bool)
     for layer, head in np.ndindex(edited.shape[:2]):
         if _named(layer, one.layers) and _named(head, one.heads):
@@ -307,7 +307,7 @@ def _changes_of(one: Intervention, config: DecoderConfig) -> dict[str, Change]:
     change.frozen[edited] = float(one.frozen)
     if not of_keys:
         return {"q": change}
-    heads = _query_head_of_keys(one, edited, [c.kv_heads for c in layers])[..., None]
+    heads = _query_head_of_keys(one, edited, _kv_heads(config))[..., None]
     return {"q": change, "k": Change(*(np.take_along_axis(a, heads, axis=1) for a in change))}
 
 
