@@ -6,7 +6,9 @@
 One process, the variants in turn, so that ratios are of one machine at one time. Random weights, a
 small vocabulary (no logits are made), one text. Peers: Transformers' Gemma with forward hooks on
 the projections of q, k and v, which either reduce there and then or keep what they saw and reduce
-afterwards; --peer=no leaves PyTorch out.
+afterwards; --peer=no leaves PyTorch out. JAX compiles as probes do; --options=default leaves XLA's
+own options. Memory above the weights is the compiler's figure for JAX on a GPU, the allocator's for
+PyTorch there, and the growth of the process on a CPU (Linux).
 """
 
 import argparse
@@ -14,6 +16,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -21,12 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import presets, probes
+from rope_study.compilation import reading_options
 from rope_study.decoder import Decoder
+from rope_study.parallel import one_device
 
 VOCABULARY = 1024
 
 
-def jax_variants(config, tokens: np.ndarray) -> dict[str, tuple[Callable, int]]:
+def jax_variants(config, tokens: np.ndarray, lean: bool) -> dict[str, tuple[Callable, int]]:
     """{name: (run once, bytes of the program's temporaries and outputs)}."""
     decoder = Decoder(config)
     init = jax.jit(lambda key: nn.unbox(decoder.init(key, jnp.zeros((1, 2), jnp.int32))))
@@ -39,7 +44,9 @@ def jax_variants(config, tokens: np.ndarray) -> dict[str, tuple[Callable, int]]:
     made = {}
     for name, used in (("forward", []), ("forward + frequency usage", [probes.frequency_usage])):
         program = (
-            jax.jit(lambda v, t, used=used: forward(v, t, used)).lower(variables, ids).compile()
+            jax.jit(lambda v, t, used=used: forward(v, t, used))
+            .lower(variables, ids)
+            .compile(reading_options(variables, one_device()) if lean else {})
         )
         memory = program.memory_analysis()
         size = memory.temp_size_in_bytes + memory.output_size_in_bytes
@@ -109,16 +116,28 @@ def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callabl
     }
 
 
-def torch_peak(run: Callable, device: str) -> int | None:
-    """Bytes above what was there before, at the peak of one run; GPUs only."""
+def torch_peak(run: Callable) -> int:
+    """Bytes on the GPU above what was there before, at the peak of one run."""
     import torch
 
-    if device != "cuda":
-        return None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before
+
+
+def resident_peak(run: Callable) -> int:
+    """Bytes of this process in memory above what was there before, at the peak of one run."""
+
+    def resident(kind: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+
+    run()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
 
 
 def measure(variants: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
@@ -143,6 +162,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer", default="yes", choices=("yes", "no"))
+    parser.add_argument(
+        "--options", default="lean", choices=("lean", "default"), help="what XLA is told"
+    )
     args = parser.parse_args()
     gpu = jax.default_backend() == "gpu"
     config = dataclasses.replace(
@@ -151,15 +173,18 @@ def main() -> None:
         attention="cudnn" if gpu and args.dtype == "bfloat16" else "reference",
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (args.batch, args.length))
-    made = jax_variants(config, tokens)
+    made = jax_variants(config, tokens, args.options == "lean")
     parameters = made.pop("rope_study: parameters")[1]
     runs = {name: run for name, (run, _) in made.items()}
     memory = {name: size for name, (_, size) in made.items()}
     device = "cuda" if gpu else "cpu"
     if args.peer == "yes":
         peers = torch_variants(config, tokens, device)
-        memory |= {name: torch_peak(run, device) for name, run in peers.items()}
         runs |= peers
+        if gpu:
+            memory |= {name: torch_peak(run) for name, run in peers.items()}
+    if not gpu:
+        memory = {name: resident_peak(run) for name, run in runs.items()}
     seconds = measure(runs, args.repeats)
     print(
         f"{args.preset} shapes, {args.layers} layers, {args.batch} x {args.length}, {args.dtype},"
@@ -172,8 +197,10 @@ def main() -> None:
     for name, times in seconds.items():
         median = statistics.median(times)
         base = median if name.endswith(": forward") else base
-        size = "-" if memory[name] is None else f"{memory[name] / 2**30:.3f}"
-        print(f"{name:<40} {median:9.3f} {min(times):8.3f} {median / base:10.3f} {size:>17}")
+        print(
+            f"{name:<40} {median:9.3f} {min(times):8.3f} {median / base:10.3f}"
+            f" {memory[name] / 2**30:17.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Probe(Protocol):
     """What the forward pass asks of a probe (see rope_study.probes)."""
 
     name: str
+    reads: Sequence[str]  # what reads no "residual" is measured before the MLP
 
     def measure(self, activations: Mapping[str, Array], weights: Array) -> Any:
         """Additive statistics of one layer; `weights` f32[B, T] is 0 on padding."""
@@ -184,6 +185,8 @@ class Decoder(nn.Module):
             weights = jnp.ones(tokens.shape, jnp.float32)
         embedded = self.embed(tokens)
         token_inputs = self._token_inputs(tokens, embedded) if c.token_width else None
+        late = [probe for probe in probes if "residual" in probe.reads]
+        early = [probe for probe in probes if probe not in late]
 
         def run_layer(
             x: Array, w: Weights, spec: LayerSpec, index: Array, cached: Keys, source: Keys | None
@@ -191,10 +194,19 @@ class Decoder(nn.Module):
             places = jnp.arange(T) if rows is None else rows
             reads = keys_read(places, spec.window, spec.chunk)
             activations = {"tokens": tokens, "reads": reads}
+            measured = {}
+
+            def measure(some: list[Probe]) -> dict[str, Any]:
+                return {probe.name: probe.measure(activations, weights) for probe in some}
 
             def tap(name: str, value: Array) -> Array:
                 edited = edit is not None and not callable(value)
                 activations[name] = edit(name, index, value) if edited else value
+                if name == "mixed" and early:
+                    # Before the MLP begins, so that queries and keys are not held through it.
+                    both = activations[name], measure(early)
+                    activations[name], sums = jax.lax.optimization_barrier(both)
+                    measured.update(sums)
                 return activations[name]
 
             def recall(new: Keys | None) -> Keys:
@@ -204,7 +216,7 @@ class Decoder(nn.Module):
             x, keys = layer(
                 x, {**w, **self.shared}, positions, spec, c, tap, recall, rows, of_tokens
             )
-            measured = {probe.name: probe.measure(activations, weights) for probe in probes}
+            measured.update(measure(late))
             return self._constrain(x), measured, keys
 
         run_layer = _rematerialised(run_layer, c.remat)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rope_study import command, parallel
+from rope_study import command, compilation, parallel
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder, check_bos
 from rope_study.errors import UserError
@@ -91,7 +91,7 @@ def generate_tokens(
     check_bos(decoder.config, prompts)
     rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
     decoder = _cached(decoder)
-    options = parallel.lean_options(params, decoder.layout or parallel.one_device())
+    options = compilation.lean_options(params, decoder.layout or parallel.one_device())
     made = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),

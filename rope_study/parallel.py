@@ -151,19 +151,6 @@ def one_device() -> Layout:
     return Layout(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES))
 
 
-def lean_options(params, layout: Layout) -> dict[str, str]:
-    """Compiler options for a program that computes in f32 with parameters of 16 bits.
-
-    On a CPU XLA would convert the parameters of all layers to f32 before the loop over layers
-    begins, three times their memory in all, instead of a layer at a time. Other devices need none.
-    """
-    narrow = any(leaf.dtype.itemsize == 2 for leaf in jax.tree.leaves(params))
-    on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
-    return (
-        {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"} if narrow and on_cpu else {}
-    )
-
-
 def start() -> None:
     """Starts jax.distributed where several hosts work together; does nothing elsewhere.
 

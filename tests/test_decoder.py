@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import attention, presets, rotary
+from rope_study import attention, compilation, presets, rotary
 from rope_study.architecture import LayerSpec
 from rope_study.decoder import Decoder, fit_layout, parameter_count
 from rope_study.errors import UserError
@@ -196,6 +196,24 @@ def test_probes_see_every_name_with_and_without_remat(remat, scan):
     assert not np.allclose(aux["shapes"][0]["q"], aux["shapes"][1]["q"])
 
 
+def test_what_reads_no_residual_is_measured_before_the_mlp():
+    """Each of two probes tells what was there when it was asked."""
+    there = {}
+
+    def asked(name, reads):
+        def measure(activations, weights):
+            there[name] = set(activations)
+            return jnp.sum(activations[reads])
+
+        return Probe(name, (reads,), measure, lambda *_: None)
+
+    probes = [asked("late", "residual"), asked("early", "q")]
+    _, aux = Decoder(TINY).apply(init(TINY), TOKENS, probes=probes)
+    assert there["late"] == {*ACTIVATIONS, *GIVEN}
+    assert there["early"] == there["late"] - {"residual"}
+    assert list(aux) == ["late", "early"] and np.isfinite(aux["early"]).all()
+
+
 @pytest.mark.parametrize("scan", [True, False])
 def test_probed_forward_equals_plain_forward_bit_for_bit(scan):
     config = dataclasses.replace(presets.small(), scan=scan)
@@ -218,6 +236,19 @@ def test_probing_16_bit_parameters_converts_a_layer_at_a_time():
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     got = compiled(decoder, wide, [frequency_usage])[1](wide, TOKENS, weights)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
+def test_programs_of_probes_leave_out_options_that_xla_has_not():
+    assert compilation.known({"xla_no_such_option": 1, "xla_cpu_scheduler_type": "nonsense"}) == {}
+    options = compilation.reading_options({}, one_device())
+    assert set(options) == {"xla_cpu_scheduler_type", "xla_cpu_experimental_ynn_fusion_type"}
+
+
+def test_products_of_probes_on_cpus_are_those_of_eigen():
+    decoder = Decoder(TINY, one_device())
+    params, weights = init(TINY)["params"], jnp.ones(TOKENS.shape)
+    _, measure = compiled(decoder, params, [frequency_usage])
+    assert "ynn_fusion" not in measure.lower(params, TOKENS, weights).compile().as_text()
 
 
 def test_an_edit_changes_one_layer():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import loss, parallel
+from rope_study import compilation, loss
 from rope_study.decoder import Decoder, Edit, check_bos
 from rope_study.errors import UserError
 from rope_study.interventions.edits import EDITABLE, Intervention, apply_changes, changes
@@ -75,7 +75,7 @@ def measure(
     edits = {name: changes(decoder.config, chain) for name, chain in interventions.items()}
     batches = _checked(decoder, batches)
     repeated = repeated_sequences(batches, _rounded(copies, decoder), copy_length, seed)
-    run = _compiled(decoder, tuple(parallel.lean_options(params, decoder.layout).items()))
+    run = _compiled(decoder, tuple(compilation.reading_options(params, decoder.layout).items()))
     found = {}
     for name, one in edits.items():
         found[name] = _Found(
@@ -180,6 +180,7 @@ class _Patterns:
     """A probe of rows 2b, plain, and 2b + 1, edited."""
 
     name: str = "patterns"
+    reads: tuple[str, ...] = ("attention",)
 
     def measure(self, activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
         """Sums over queries: f32[2, N] of each of PATTERNS, f32[N] of total variation."""

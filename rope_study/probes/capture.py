@@ -9,6 +9,7 @@ import numpy as np
 
 from rope_study.decoder import Decoder, check_bos
 from rope_study.errors import UserError
+from rope_study.layer import ACTIVATIONS
 from rope_study.probes.run import Probe, in_f32
 
 Array = jax.Array
@@ -41,7 +42,7 @@ def _capture(
     def measure(activations: Mapping[str, Array], weights: Array) -> Any:
         return read(activations, *arguments)
 
-    probe = Probe("capture", (), measure, lambda *_: None)
+    probe = Probe("capture", tuple(ACTIVATIONS), measure, lambda *_: None)
     _, aux = decoder.apply({"params": params}, tokens, probes=[probe], method="features")
     whole = lambda a: decoder.layout.constrain(a, *[None] * a.ndim)  # noqa: E731
     return jax.tree.map(whole, aux["capture"])
