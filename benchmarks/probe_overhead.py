@@ -6,9 +6,9 @@
 One process, the variants in turn, so that ratios are of one machine at one time. Random weights, a
 small vocabulary (no logits are made), one text. Peers: Transformers' Gemma with forward hooks on
 the projections of q, k and v, which either reduce there and then or keep what they saw and reduce
-afterwards; --peer=no leaves PyTorch out. JAX compiles as probes do; --options=default leaves XLA's
-own options. Memory above the weights is the compiler's figure for JAX on a GPU, the allocator's for
-PyTorch there, and the growth of the process on a CPU (Linux).
+afterwards; --peer=no leaves PyTorch out. JAX compiles as probes do, and once with XLA's own options.
+Memory above the weights is the compiler's figure for JAX on a GPU, the allocator's for PyTorch
+there, and the growth of the process on a CPU (Linux).
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rope_study.parallel import one_device
 VOCABULARY = 1024
 
 
-def jax_variants(config, tokens: np.ndarray, lean: bool) -> dict[str, tuple[Callable, int]]:
+def jax_variants(config, tokens: np.ndarray) -> dict[str, tuple[Callable, int]]:
     """{name: (run once, bytes of the program's temporaries and outputs)}."""
     decoder = Decoder(config)
     init = jax.jit(lambda key: nn.unbox(decoder.init(key, jnp.zeros((1, 2), jnp.int32))))
@@ -41,12 +41,15 @@ def jax_variants(config, tokens: np.ndarray, lean: bool) -> dict[str, tuple[Call
         x, aux = decoder.apply(variables, ids, probes=used, method="features")
         return x.astype(jnp.float32).sum(), aux
 
-    made = {}
-    for name, used in (("forward", []), ("forward + frequency usage", [probes.frequency_usage])):
+    made, usage = {}, [probes.frequency_usage]
+    options = reading_options(variables, one_device())
+    for name, used, told in (
+        ("forward", [], options),
+        ("forward + frequency usage", usage, options),
+        ("the same with XLA's own options", usage, {}),
+    ):
         program = (
-            jax.jit(lambda v, t, used=used: forward(v, t, used))
-            .lower(variables, ids)
-            .compile(reading_options(variables, one_device()) if lean else {})
+            jax.jit(lambda v, t, used=used: forward(v, t, used)).lower(variables, ids).compile(told)
         )
         memory = program.memory_analysis()
         size = memory.temp_size_in_bytes + memory.output_size_in_bytes
@@ -126,30 +129,25 @@ def torch_peak(run: Callable) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def resident_peak(run: Callable) -> int:
-    """Bytes of this process in memory above what was there before, at the peak of one run."""
-
-    def resident(kind: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
-
-    run()
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
-    before = resident("VmRSS")
-    run()
-    return resident("VmHWM") - before
+def resident(kind: str) -> int:
+    """Bytes of this process in memory: "VmRSS" now, "VmHWM" at the peak; Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
 
 
-def measure(variants: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each, in turn, after one run to warm up."""
+def measure(variants: dict[str, Callable], repeats: int) -> tuple[dict[str, list], dict[str, list]]:
+    """Seconds of each run, in turn, and bytes the process grew by in it; the first warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    grown: dict[str, list[int]] = {name: [] for name in variants}
     for i in range(repeats + 1):
         for name, run in variants.items():
-            start = time.perf_counter()
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+            before, start = resident("VmRSS"), time.perf_counter()
             run()
             if i:
                 seconds[name].append(time.perf_counter() - start)
-    return seconds
+                grown[name].append(resident("VmHWM") - before)
+    return seconds, grown
 
 
 def main() -> None:
@@ -162,9 +160,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer", default="yes", choices=("yes", "no"))
-    parser.add_argument(
-        "--options", default="lean", choices=("lean", "default"), help="what XLA is told"
-    )
     args = parser.parse_args()
     gpu = jax.default_backend() == "gpu"
     config = dataclasses.replace(
@@ -173,7 +168,7 @@ def main() -> None:
         attention="cudnn" if gpu and args.dtype == "bfloat16" else "reference",
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (args.batch, args.length))
-    made = jax_variants(config, tokens, args.options == "lean")
+    made = jax_variants(config, tokens)
     parameters = made.pop("rope_study: parameters")[1]
     runs = {name: run for name, (run, _) in made.items()}
     memory = {name: size for name, (_, size) in made.items()}
@@ -183,9 +178,9 @@ def main() -> None:
         runs |= peers
         if gpu:
             memory |= {name: torch_peak(run) for name, run in peers.items()}
+    seconds, grown = measure(runs, args.repeats)
     if not gpu:
-        memory = {name: resident_peak(run) for name, run in runs.items()}
-    seconds = measure(runs, args.repeats)
+        memory = {name: statistics.median(sizes) for name, sizes in grown.items()}
     print(
         f"{args.preset} shapes, {args.layers} layers, {args.batch} x {args.length}, {args.dtype},"
         f" {jax.devices()[0].device_kind}, parameters {parameters / 2**30:.2f} GiB"

@@ -26,13 +26,12 @@ def reading_options(params: Any, layout: Layout) -> Options:
     """Compiler options for forward passes in f32 over whole texts, as probes run them.
 
     Without them XLA copies the weights of a layer long before it needs them. Measured at Gemma 7B's
-    layers and 4,096 tokens, see benchmarks/probe_overhead.py:
+    layers and 4,096 tokens (benchmarks/probe_overhead.py, results/probe_*.txt):
 
     - On one GPU there is no communication that the latency hiding scheduler could hide; without it
-      a probe holds 1.36 GiB beside the parameters instead of 1.66, in the same time.
-    - On CPUs the scheduler that saves memory holds 1.36 GiB instead of 1.63, in the same time, and
-      products by Eigen are 1.15 to 1.2 times as fast as those by YNNPACK, which is ahead, by up
-      to 1.1, only below some 2,000 tokens.
+      a forward pass holds 1.17 GiB beside the parameters instead of 1.56, in the same time.
+    - On CPUs the scheduler that saves memory holds 1.36 GiB instead of 1.63 of two layers, in the
+      same time, and products by Eigen are faster than those by YNNPACK from some 2,000 tokens on.
     """
     wanted: Options = {}
     if _platform(layout) == "gpu" and layout.mesh.size == 1:
