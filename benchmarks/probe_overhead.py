@@ -6,7 +6,7 @@
 One process, the variants in turn, so that ratios are of one machine at one time. Random weights, a
 small vocabulary (no logits are made), one text. Peers: Transformers' Gemma with forward hooks on
 the projections of q, k and v, which either reduce there and then or keep what they saw and reduce
-afterwards; --peer=no leaves PyTorch out. JAX compiles as probes do, and once with XLA's own options.
+afterwards; --peer=no leaves PyTorch out. JAX compiles as probes do, and once by XLA's defaults.
 Memory above the weights is the compiler's figure for JAX on a GPU, the allocator's for PyTorch
 there, and the growth of the process on a CPU (Linux).
 """
