@@ -117,6 +117,7 @@ class _Seen:
     """A probe that hands everything out."""
 
     name = "seen"
+    reads = COMPARED
 
     def measure(self, activations: Mapping, weights: jax.Array) -> dict:
         return {name: value for name, value in activations.items() if name in COMPARED}

@@ -24,6 +24,7 @@ class _Attention:
     """A probe that hands out attention as the layer computes it."""
 
     name: str = "attention"
+    reads: tuple[str, ...] = ("attention",)
 
     def measure(self, activations, weights):
         return activations["attention"](lambda attention, queries: attention)
