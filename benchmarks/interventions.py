@@ -16,23 +16,22 @@ import itertools
 import numpy as np
 import xarray
 
-from rope_study import checkpoints, generate, probes
+from rope_study import checkpoints, probes
+from rope_study.decoder import sampling
 from rope_study.interventions import (
     band,
     band_share,
-    freeze,
     measure,
     permute,
     random_band,
     rescale,
-    zero,
 )
 
 
 def sample(decoder, params, bos: int, rows: int, length: int, seed: int):
     """(tokens int32[rows, length], weights): texts of the decoder's own, each up to its end."""
     start = np.full((rows, 1), bos)
-    made = generate.generate_tokens(
+    made = sampling.generate_tokens(
         decoder, params, start, tokens=length - 1, temperature=1.0, seed=seed
     )
     tokens = np.stack(made).astype(np.int32)
@@ -54,16 +53,18 @@ def everywhere(usage: xarray.Dataset) -> dict:
     """Edits of all heads of all layers at once."""
     P = usage.sizes["frequency"]
     half = {"fast half": band(fastest=0.5), "slow half": band(slowest=0.5)}
-    found = {f"zero pair {i}": zero(band(indices=i)) for i in range(P)}
-    found |= {f"zero {name}": zero(one) for name, one in half.items()}
-    found |= {f"zero random as pair {i}": zero(random_band(usage, band(indices=i))) for i in (0, 1)}
+    found = {f"zero pair {i}": ablate(band(indices=i)) for i in range(P)}
+    found |= {f"zero {name}": ablate(one) for name, one in half.items()}
+    found |= {
+        f"zero random as pair {i}": ablate(random_band(usage, band(indices=i))) for i in (0, 1)
+    }
     shares = [band_share(usage, band(indices=i)) for i in range(P)]
     found |= {
         f"shrink all but {i}": shrink_others(usage, i) for i in range(P) if shares[i].max() < 0.5
     }
-    found |= {f"freeze pair {i}": freeze(band(indices=i)) for i in range(P)}
-    found |= {f"freeze {name}": freeze(one) for name, one in half.items()}
-    found |= {"freeze all": freeze(band(fastest=1.0)), "reverse all": permute(band(fastest=1.0))}
+    found |= {f"freeze pair {i}": unrotate(band(indices=i)) for i in range(P)}
+    found |= {f"freeze {name}": unrotate(one) for name, one in half.items()}
+    found |= {"freeze all": unrotate(band(fastest=1.0)), "reverse all": permute(band(fastest=1.0))}
     found |= {f"swap {i} and {i + 1}": permute(band(indices=(i, i + 1))) for i in range(P - 1)}
     return found
 
@@ -97,7 +98,7 @@ def by_layer(usage: xarray.Dataset) -> dict:
     """Every pair, and its control, in one layer at a time: {(kind, layer, pair): interventions}."""
     found = {}
     for layer, i in itertools.product(range(usage.sizes["layer"]), range(usage.sizes["frequency"])):
-        found["zero", layer, i] = zero(band(indices=i), layers=layer)
+        found["zero", layer, i] = ablate(band(indices=i), layers=layer)
         control = [one for one in shrink_others(usage, i) if one.layers == (layer,)]
         if len(control) == usage.sizes["head"]:
             found["shrink", layer, i] = control

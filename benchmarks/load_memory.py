@@ -18,13 +18,11 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from rope_study import presets
-from rope_study.architecture import DecoderConfig
-from rope_study.checkpoints import hugging_face, own
-from rope_study.checkpoints.hugging_face_export import config_fields
-from rope_study.checkpoints.stored import locate
-from rope_study.decoder import Decoder
-from rope_study.parallel import one_device
+from rope_study.checkpoints import runs
+from rope_study.checkpoints.hugging_face.export import config_fields
+from rope_study.checkpoints.weight_map import locate
+from rope_study.decoder import Decoder, DecoderConfig, presets
+from rope_study.sharding import one_device
 
 LOAD = """
 import json, re, sys, time
@@ -45,11 +43,11 @@ print(json.dumps({"before": before, "peak": peak(), "parameters": size,
 def write(config: DecoderConfig, folder: Path) -> int:
     """A random checkpoint in bf16, a file a layer; returns the bytes of the largest tensor."""
     decoder = Decoder(config, one_device())
-    shapes = own.abstract_params(decoder)
+    shapes = runs.abstract_params(decoder)
     fields = config_fields(config)
     (folder / "config.json").write_text(json.dumps(fields))
     files: dict[str, dict[str, tuple]] = {}
-    for path, places in locate(config, *hugging_face.tables(config, "model.")).items():
+    for path, places in locate(config, *folder.tables(config, "model.")).items():
         shape = shapes[path[0]].shape if len(path) == 1 else shapes[path[0]][path[1]].shape
         for i, stored in enumerate(places):
             theirs = stored.their_shape(shape[-len(stored.ours) :])

@@ -17,11 +17,11 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from rope_study import presets, probes
-from rope_study.checkpoints import own
-from rope_study.decoder import Decoder, fit_layout
-from rope_study.parallel import MESH_AXES, Layout, one_device
+from rope_study import probes
+from rope_study.checkpoints import runs
+from rope_study.decoder import Decoder, fit_layout, presets
 from rope_study.probes.run import compiled
+from rope_study.sharding import MESH_AXES, Layout, one_device
 
 
 def make_layout(topology: str | None) -> Layout:
@@ -45,7 +45,7 @@ def main() -> None:
     config = dataclasses.replace(config, layers=args.layers or config.layers, remat="none")
     decoder = Decoder(config, fit_layout(config, make_layout(args.topology)))
     shapes = jax.tree.map(
-        lambda leaf: leaf.update(dtype=jnp.bfloat16), own.abstract_params(decoder)
+        lambda leaf: leaf.update(dtype=jnp.bfloat16), runs.abstract_params(decoder)
     )
     _, measure = compiled(decoder, shapes, [probes.frequency_usage])
     place = decoder.layout.sharding("batch", None)

@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_study import presets, probes
-from rope_study.compilation import reading_options
-from rope_study.decoder import Decoder
-from rope_study.parallel import one_device
+from rope_study import probes
+from rope_study.decoder import Decoder, presets
+from rope_study.sharding import one_device
+from rope_study.sharding.compiler import reading_options
 
 VOCABULARY = 1024
 
@@ -66,7 +66,7 @@ def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callabl
 
     torch.backends.cuda.matmul.allow_tf32 = False
     made = GemmaConfig(
-        vocab_size=VOCABULARY, hidden_size=config.width, intermediate_size=config.mlp_hidden,
+        vocab_size=VOCABULARY, hidden_size=config.d_model, intermediate_size=config.mlp_hidden,
         num_hidden_layers=config.layers, num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads, head_dim=config.head_dim,
     )  # fmt: skip

@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rope_study import presets, variants
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, presets, variants
 
 VARIANTS = ("rope", "rope + log_n()", "rope + ss_max()", "p_rope + log_n(train_length=64)",
             "gemma3(window=64) + ss_max()", "rope + logit_scale(factor=0.2)")  # fmt: skip

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rope_study import attention, config, loss, parallel, presets
-from rope_study.decoder import Decoder, parameter_count
-from rope_study.train import Trainer
+from rope_study import sharding
+from rope_study.decoder import Decoder, attention, loss, parameter_count, presets
+from rope_study.training import settings
+from rope_study.training.trainer import Trainer
 
 CHUNKED = loss.cross_entropy
 
@@ -37,15 +38,15 @@ def full_logits(x, embedding, targets, weights, layout=None, chunk=None, cap=Non
 
 def model_flops(c, tokens: int, length: int) -> float:
     """FLOPs of a step by the products of the model: forward once, backward twice."""
-    products = parameter_count(c) - c.width * (2 * c.layers + 1)  # norms multiply nothing
+    products = parameter_count(c) - c.d_model * (2 * c.layers + 1)  # norms multiply nothing
     attend = 2 * c.layers * c.heads * c.head_dim * length  # q.k and weights.v, causal half
     return 6 * (products + attend / 2) * tokens
 
 
 def measure(c, batch: int, length: int, steps: int) -> dict:
     """Median seconds of a step, device memory and the last loss."""
-    decoder = Decoder(c, parallel.one_device())
-    trainer = Trainer(decoder, config.default())
+    decoder = Decoder(c, sharding.one_device())
+    trainer = Trainer(decoder, settings.default())
     rng = np.random.default_rng(0)
     windows = [
         decoder.layout.place(rng.integers(0, 250_000 % c.vocab_size, (batch, length + 1), np.int32))

@@ -3,9 +3,9 @@
 python -m rope_study.study --config=configs/quickstart.py
 """
 
-from rope_study import config as config_lib
+from rope_study.training import settings
 
 
 def get_config():
     """Its settings stand in the package, as notebooks train the same models."""
-    return config_lib.quickstart()
+    return settings.quickstart()

@@ -5,12 +5,12 @@
 Bytes instead of SentencePiece, 1,024 tokens of context instead of 8,192. Minutes on one H200.
 """
 
-from rope_study import config as config_lib
+from rope_study.training import settings
 
 
 def get_config():
     """The paper's rows, in its order."""
-    config = config_lib.default()
+    config = settings.default()
     config.workdir = "runs/table2_small"
     config.encodings = (
         "nope",
@@ -23,7 +23,7 @@ def get_config():
     )
     config.data.length = 1024
     config.data.batch_size = 32
-    config.model.width = 512
+    config.model.d_model = 512
     config.model.layers = 8
     config.model.heads = 8
     config.model.kv_heads = 8

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rope_study import checkpoints, parallel
-from rope_study import config as config_lib
+from rope_study import checkpoints, sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
+from rope_study.training import settings
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -57,7 +57,7 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
 def _run(main: Callable[[], None], check: Callable[[], None]) -> None:
     def start(_: Sequence[str]) -> None:
         try:
-            parallel.start()
+            sharding.start()
             main()
         except UserError as error:
             _fail(error)
@@ -68,7 +68,7 @@ def _run(main: Callable[[], None], check: Callable[[], None]) -> None:
 def _check_config() -> None:
     if _CONFIG.value is None:
         raise UserError("no configuration; give one, as in --config=configs/quickstart.py")
-    config_lib.check(_CONFIG.value)
+    settings.check(_CONFIG.value)
 
 
 def _parse(argv: Sequence[str], check: Callable[[], None]) -> Sequence[str]:

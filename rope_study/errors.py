@@ -1,11 +1,19 @@
-"""The one error a user can mend: it names the value, what is allowed and where to set it."""
+"""The one error a user can mend: it names the value, what is allowed and what to change."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Wrong input. Commands print it as one line and exit with status 2."""
+    """Wrong input. Commands print it as one line, with the setting to change, and exit with 2.
+
+    Attributes:
+      argument: the name of the argument that was wrong; commands know which setting holds it.
+    """
+
+    def __init__(self, message: str, argument: str | None = None):
+        super().__init__(message)
+        self.argument = argument
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

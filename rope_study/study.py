@@ -18,12 +18,13 @@ import ml_collections
 import numpy as np
 import xarray
 
-from rope_study import command, data, figures, parallel, probes, report, train, variants, workdir
-from rope_study import config as config_lib
-from rope_study.decoder import Decoder, fit_layout, parameter_count
-from rope_study.evaluate import Evaluation, evaluate
-from rope_study.metrics import read_metrics
-from rope_study.parallel import is_main_process
+from rope_study import command, data, figures, files, probes, sharding
+from rope_study.decoder import Decoder, fit_layout, parameter_count, variants
+from rope_study.reports import study as study_report
+from rope_study.sharding import is_main_process
+from rope_study.training import run_folder, settings, trainer
+from rope_study.training.evaluate import Evaluation, evaluate
+from rope_study.training.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ def study(config: ml_collections.ConfigDict) -> dict:
     corpus = data.load_corpus(config)
     decoders = build_decoders(config, corpus.tokenizer.vocab_size)
     folder = Path(config.workdir)
-    workdir.claim(folder, workdir.identity(config, corpus=corpus.fingerprint))
+    run_folder.claim(folder, run_folder.identity(config, corpus=corpus.fingerprint))
     outcomes = [run_one(name, decoder, corpus, config, folder) for name, decoder in decoders]
     results = summarise(outcomes, corpus, config, decoders[0][1])
     if is_main_process():
@@ -57,8 +58,8 @@ def study(config: ml_collections.ConfigDict) -> dict:
 
 def build_decoders(config: ml_collections.ConfigDict, vocab_size: int) -> list[tuple[str, Decoder]]:
     """One decoder per encoding, with its name; the same but for that."""
-    base = config_lib.decoder_config(config, vocab_size)
-    layout = fit_layout(base, parallel.make_layout(config.mesh))
+    base = settings.decoder_config(config, vocab_size)
+    layout = fit_layout(base, sharding.make_layout(config.mesh))
     layout.check_rows(config.data.batch_size)
     named = [variants.apply(base, encoding) for encoding in config.encodings]
     return [(name, Decoder(changed, layout)) for name, changed in named]
@@ -72,8 +73,8 @@ def run_one(
     workdir: Path,
 ) -> Outcome:
     """Trains, evaluates and probes one encoding in a folder of its own."""
-    folder = workdir / folder_name(name)
-    params = train.train(decoder, corpus, config, folder, label=name)
+    folder = run_folder / folder_name(name)
+    params = trainer.train(decoder, corpus, config, folder, label=name)
     evaluation = evaluate(decoder, params, corpus.held_out_batches(config.evaluate.windows))
     usage = probe_held_out(decoder, params, corpus, config.probe.windows)
     if is_main_process():
@@ -188,12 +189,12 @@ CAPTIONS = {
 
 def write_outputs(folder: Path, results: dict, outcomes: list[Outcome]) -> None:
     """results.json, the figures as PNG, and report.html."""
-    workdir.write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    files.write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
     drawn, captions = draw(outcomes)
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
-    report.write_report(folder / "report.html", results | {"captions": captions}, drawn)
+    study_report.write_report(folder / "report.html", results | {"captions": captions}, drawn)
 
 
 def draw(outcomes: list[Outcome]) -> tuple[dict, dict]:

@@ -1,209 +1,23 @@
-"""Training one decoder: `python -m rope_study.train --config=configs/x.py`.
+"""Training one decoder: `python -m rope_study.train --config=configs/x.py`."""
 
-A run is a function of its configuration. Killed at any step and started again, it goes on from
-its last checkpoint to the same loss, bit for bit on the same machine and mesh.
-"""
-
-import math
-import sys
-import time
 from pathlib import Path
 
-import flax
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import ml_collections
-import optax
-from tqdm import tqdm
 
-from rope_study import command, data, parallel, workdir
-from rope_study import config as config_lib
-from rope_study.checkpoints import own
+from rope_study import command, data
 from rope_study.decoder import Decoder, fit_layout
-from rope_study.errors import UserError
-from rope_study.evaluate import evaluate
-from rope_study.metrics import MetricsLog
-from rope_study.optimizer import make_optimizer
-from rope_study.parallel import is_main_process
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All that a step changes."""
-
-    step: jax.Array  # how many steps are done
-    params: dict
-    opt_state: optax.OptState
-
-
-class Trainer:
-    """A decoder with its optimizer, compiled step and checkpoints."""
-
-    def __init__(self, decoder: Decoder, config: ml_collections.ConfigDict):
-        self.decoder, self.config = decoder, config
-        self.optimizer, self.schedule = make_optimizer(config.train)
-        boxed = jax.eval_shape(self._init, jax.random.key(0))
-        self.shardings = decoder.layout.tree(boxed)
-        self.abstract_state = own.abstract(boxed, self.shardings)
-        whole = decoder.layout.sharding()
-        self.step = jax.jit(
-            self._step,
-            in_shardings=(self.shardings, decoder.layout.sharding("batch", None)),
-            out_shardings=(self.shardings, whole),
-            donate_argnums=0,
-        )
-
-    def init(self) -> TrainState:
-        """The state before the first step, made where it will live."""
-        make = jax.jit(lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings)
-        return make(jax.random.key(self.config.seed))
-
-    def _init(self, key: jax.Array) -> TrainState:
-        params = self.decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
-
-    def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
-        """One step on windows int32[B, T + 1]."""
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-
-        def mean_loss(params: dict) -> jax.Array:
-            total = self.decoder.apply({"params": params}, inputs, targets, method="loss")
-            return total / targets.size
-
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {
-            "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
-            "learning_rate": self.schedule(state.step),
-        }
-        return TrainState(state.step + 1, params, opt_state), metrics
-
-    def save(self, manager: own.Manager, step: int, state: TrainState) -> None:
-        """Starts to write a checkpoint."""
-        manager.save(step, {own.PARAMS: state.params, own.OPTIMIZER: state.opt_state})
-
-    def restore(self, manager: own.Manager) -> TrainState:
-        """The newest checkpoint's state, or the initial one."""
-        step = manager.latest()
-        if step is None:
-            return self.init()
-        shapes = self.abstract_state
-        items = manager.restore(step, {own.PARAMS: shapes.params, own.OPTIMIZER: shapes.opt_state})
-        where = self.shardings.step
-        done = jax.device_put(jnp.asarray(step, jnp.int32), where)
-        return TrainState(done, items[own.PARAMS], items[own.OPTIMIZER])
-
-
-def train(
-    decoder: Decoder,
-    corpus: data.Corpus,
-    config: ml_collections.ConfigDict,
-    folder: Path,
-    label: str = "train",
-) -> dict:
-    """Trains to the last step, or goes on from the newest checkpoint in the run's folder.
-
-    Args:
-      decoder: with a layout.
-      batches: a batch for every step.
-      config: all settings; `seed` and `train` are read.
-      folder: gets checkpoints/, metrics.jsonl and tensorboard/.
-      label: names the progress bar.
-
-    Returns:
-      The trained parameters.
-
-    Raises:
-      UserError: the loss is no longer finite.
-    """
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    if is_main_process():
-        own.write_model(folder, decoder.config, corpus.tokenizer)
-    trainer, batches, steps = Trainer(decoder, config), corpus.train_batches(), config.train.steps
-    with own.Manager(folder) as manager:
-        state = trainer.restore(manager)
-        first = int(state.step)
-        with _Progress(folder, first, config, label) as progress:
-            for step in range(first, steps):
-                windows = decoder.layout.place_rows(
-                    lambda start, stop, step=step: batches.rows(step, start, stop),
-                    (config.data.batch_size, config.data.length + 1),
-                )
-                state, metrics = trainer.step(state, windows)
-                # Reads the step before this one, so that the device never waits for the host.
-                progress.update(step, metrics)
-                done = step + 1
-                if done % config.train.checkpoint_every == 0 or done == steps:
-                    progress.flush()
-                    trainer.save(manager, done, state)
-    return state.params
-
-
-class _Progress:
-    """Progress bar and metrics log; metrics are read one step late."""
-
-    def __init__(self, folder: Path, first: int, config: ml_collections.ConfigDict, label: str):
-        main, steps = is_main_process(), config.train.steps
-        self._log = MetricsLog(folder, first) if main else None
-        self._bar = tqdm(
-            total=steps,
-            initial=first,
-            desc=label,
-            unit="step",
-            disable=not main,
-            mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
-        )
-        self._config, self._pending = config, None
-        self._tokens_a_step = config.data.batch_size * config.data.length
-        self._since, self._at = first, time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.flush()
-        self._bar.close()
-        if self._log:
-            self._log.close()
-
-    def update(self, step: int, metrics: dict) -> None:
-        """Takes one step's metrics, still on the device, and writes the step before."""
-        self.flush()
-        self._pending = step, metrics
-
-    def flush(self) -> None:
-        """Writes the metrics that are held back."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        self._bar.update()
-        last = step + 1 == self._config.train.steps
-        if step % self._config.train.log_every and not last:
-            return
-        scalars = {name: float(value) for name, value in metrics.items()}
-        now = time.monotonic()
-        steps = step + 1 - self._since
-        scalars["tokens_per_second"] = steps * self._tokens_a_step / (now - self._at)
-        self._since, self._at = step + 1, now
-        if self._log:
-            self._log.write(step, scalars)
-        speed = f"{scalars['tokens_per_second']:,.0f}"
-        self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss became {scalars['loss']} at step {step}: lower"
-                " config.train.learning_rate or lengthen config.train.warmup"
-            )
+from rope_study.sharding import is_main_process
+from rope_study.training import run_folder as workdir
+from rope_study.training import settings as config_lib
+from rope_study.training.evaluate import evaluate
+from rope_study.training.trainer import train
 
 
 def main(config: ml_collections.ConfigDict) -> None:
     """Trains `config.model.rotary` in `config.workdir` and prints its held-out perplexity."""
     corpus = data.load_corpus(config)
     decoder_config = config_lib.decoder_config(config, corpus.tokenizer.vocab_size)
-    layout = fit_layout(decoder_config, parallel.make_layout(config.mesh))
+    layout = fit_layout(decoder_config, sharding.make_layout(config.mesh))
     layout.check_rows(config.data.batch_size)
     decoder, folder = Decoder(decoder_config, layout), Path(config.workdir)
     workdir.claim(folder, workdir.identity(config, corpus=corpus.fingerprint))

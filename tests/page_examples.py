@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from rope_study.page import write_page
 from rope_study.probes.head_patterns import KINDS
+from rope_study.reports.head_page import write_page
 
 LAYERS, HEADS, KV_HEADS, PAIRS, TOKENS = 3, 4, 2, 6, 12
 LONG = 60  # tokens of the second text
@@ -29,11 +29,11 @@ def make_usage(layers=LAYERS, heads=HEADS, kv_heads=KV_HEADS, pairs=PAIRS) -> xr
     rng = np.random.default_rng(0)
     frequencies = np.tile(10_000.0 ** (-np.arange(pairs) / pairs), (layers, 1))
     frequencies[:, -pairs // 3 :] = 0
-    by_pair = ("layer", "frequency")
+    by_pair = ("layer", "pair")
     return xr.Dataset(
         {
-            "q": (("layer", "head", "frequency"), rng.uniform(1, 9, (layers, heads, pairs))),
-            "k": (("layer", "kv_head", "frequency"), rng.uniform(1, 9, (layers, kv_heads, pairs))),
+            "q": (("layer", "head", "pair"), rng.uniform(1, 9, (layers, heads, pairs))),
+            "k": (("layer", "kv_head", "pair"), rng.uniform(1, 9, (layers, kv_heads, pairs))),
         },
         coords={"inverse_frequency": (by_pair, frequencies), "cycles": (by_pair, frequencies)},
     )

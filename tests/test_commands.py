@@ -87,7 +87,7 @@ def test_checkpoint_in_three_lines(finished):
     decoder, params = checkpoints.load(finished / "nope")
     tokens = checkpoints.load_tokenizer(finished / "nope").encode_batch(["Some text."] * 8)
     usage = probes.run(decoder, params, [tokens], [probes.frequency_usage])["frequency_usage"]
-    assert usage["q"].dims == ("layer", "head", "frequency")
+    assert usage["q"].dims == ("layer", "head", "pair")
     assert usage["q"].shape == (2, 4, 8) and usage["k"].shape == (2, 2, 8)
     assert usage.attrs["tokens"] == 8 * 11 and usage["q"].attrs["units"] == "1"
     assert (usage["inverse_frequency"] == 0).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rope_study import data
-from rope_study.data import sources
+from rope_study.data import documents
 from rope_study.errors import UserError
 
 BOS = 256
@@ -43,7 +43,7 @@ def test_python_corpus_leaves_out_what_is_no_package(tmp_path, monkeypatch):
         write(tmp_path / file, f"text of {file}")
     for file in (".hidden/f.py", "config-3.11-x/g.py", "tkinter/h.py", "json/i.txt"):
         write(tmp_path / file, f"text of {file}")
-    monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    monkeypatch.setattr(documents.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     documents = data.read_documents("python")
     assert [d for d in documents if d.startswith("text of")] == [
         "text of a.py",
@@ -82,7 +82,7 @@ def test_whitespace_byte_order_mark_and_line_ends(tmp_path):
 
 @pytest.mark.parametrize("boundary", ["\n\n", "\n", ""])
 def test_long_texts_are_cut_at_the_best_boundary(tmp_path, monkeypatch, boundary):
-    monkeypatch.setattr(sources, "MAX_CHARACTERS", 100)
+    monkeypatch.setattr(documents, "MAX_CHARACTERS", 100)
     # A line end later in the piece must not win over a blank line.
     words = [f"{i}\nand then more" if boundary == "\n\n" else f"word{i}" for i in range(60)]
     text = boundary.join(words)

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import attention, compilation, presets, rotary
-from rope_study.architecture import LayerSpec
-from rope_study.decoder import Decoder, fit_layout, parameter_count
+from rope_study import rotary
+from rope_study.decoder import Decoder, LayerSpec, attention, fit_layout, parameter_count, presets
+from rope_study.decoder import CONSTANTS, HOOK_POINTS
 from rope_study.errors import UserError
-from rope_study.layer import ACTIVATIONS, GIVEN
-from rope_study.parallel import make_layout, one_device
 from rope_study.probes import Probe, frequency_usage
 from rope_study.probes.run import compiled
+from rope_study.sharding import compiler, make_layout, one_device
 
 TINY = presets.tiny()
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
@@ -184,15 +183,15 @@ def test_probes_see_every_name_with_and_without_remat(remat, scan):
     def measure(activations, weights):
         return activations | {"attention": activations["attention"](lambda w, _: w)}
 
-    shapes = Probe("shapes", tuple(ACTIVATIONS), measure, lambda *_: None)
+    shapes = Probe("shapes", tuple(HOOK_POINTS), measure, lambda *_: None)
     _, aux = Decoder(config).apply(init(config), TOKENS, probes=[shapes])
     assert len(aux["shapes"]) == 3
     for layer in aux["shapes"]:
-        assert set(layer) == {*ACTIVATIONS, *GIVEN}
+        assert set(layer) == {*HOOK_POINTS, *CONSTANTS}
         assert layer["q"].shape == (2, 24, 4, 16) and layer["k_rotated"].shape == (2, 24, 2, 16)
         assert layer["residual"].shape == (2, 24, 32)
         read = attention.mix(layer["attention"], layer["v"])
-        np.testing.assert_allclose(read, layer["mixed"], atol=1e-6)
+        np.testing.assert_allclose(read, layer["attention_output"], atol=1e-6)
     assert not np.allclose(aux["shapes"][0]["q"], aux["shapes"][1]["q"])
 
 
@@ -209,7 +208,7 @@ def test_what_reads_no_residual_is_measured_before_the_mlp():
 
     probes = [asked("late", "residual"), asked("early", "q")]
     _, aux = Decoder(TINY).apply(init(TINY), TOKENS, probes=probes)
-    assert there["late"] == {*ACTIVATIONS, *GIVEN}
+    assert there["late"] == {*HOOK_POINTS, *CONSTANTS}
     assert there["early"] == there["late"] - {"residual"}
     assert list(aux) == ["late", "early"] and np.isfinite(aux["early"]).all()
 
@@ -224,7 +223,7 @@ def test_probed_forward_equals_plain_forward_bit_for_bit(scan):
 
 def test_probing_16_bit_parameters_converts_a_layer_at_a_time():
     """Temporaries of a program for 16 layers: far below their parameters in f32."""
-    config = dataclasses.replace(TINY, layers=16, width=256, mlp_hidden=1024)
+    config = dataclasses.replace(TINY, layers=16, d_model=256, mlp_hidden=1024)
     decoder = Decoder(config, one_device())
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), init(config)["params"])
     weights = jnp.ones(TOKENS.shape)
@@ -239,8 +238,8 @@ def test_probing_16_bit_parameters_converts_a_layer_at_a_time():
 
 
 def test_programs_of_probes_leave_out_options_that_xla_has_not():
-    assert compilation.known({"xla_no_such_option": 1, "xla_cpu_scheduler_type": "nonsense"}) == {}
-    options = compilation.reading_options({}, one_device())
+    assert compiler.known({"xla_no_such_option": 1, "xla_cpu_scheduler_type": "nonsense"}) == {}
+    options = compiler.reading_options({}, one_device())
     assert set(options) == {"xla_cpu_scheduler_type", "xla_cpu_experimental_ynn_fusion_type"}
 
 

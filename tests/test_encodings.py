@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import attention, encodings, frequencies, listing, rotary, variants
-from rope_study.encodings import describe, parse
+from rope_study import encodings, rotary
+from rope_study.decoder import attention, variants
 from rope_study.errors import UserError
-from rope_study.fope import fope
-from rope_study.learned import LOG_SCALE, learned_rope, traced_phases
 from rope_study.probes.frequency_usage import pair_norms
+from rope_study.rotary import LOG_SCALE, describe, fope, learned_rope, parse, traced_phases
 from rope_study.study import folder_name
 
 HEAD_DIM = 64
@@ -74,7 +73,7 @@ def odd_positions():
 
 
 def test_every_encoding_is_tried_here():
-    assert {e.partition("(")[0] for e in EXAMPLES} == set(encodings.ENCODINGS)
+    assert {e.partition("(")[0] for e in EXAMPLES} == set(rotary.ENCODINGS)
 
 
 # --- frequencies ------------------------------------------------------------------------------
@@ -87,25 +86,23 @@ def from_golden(case):
     maximum = case["max_position_embeddings"]
     match case["kind"]:
         case "linear":
-            return frequencies.linear_rope(**values, theta=theta)
+            return rotary.linear_rope(**values, theta=theta)
         case "dynamic":
             length = case["seq_len"]
-            return frequencies.dynamic_ntk_rope(
-                **values, context=maximum, length=length, theta=theta
-            )
+            return rotary.dynamic_ntk_rope(**values, context=maximum, length=length, theta=theta)
         case "yarn":
-            return frequencies.yarn_rope(**values, context=context, theta=theta)
+            return rotary.yarn_rope(**values, context=context, theta=theta)
         case "longrope":
             lists = {key: tuple(values.pop(key)) for key in ("short_factor", "long_factor")}
-            return frequencies.longrope(
+            return rotary.longrope(
                 **lists, context=context, length=case["seq_len"], factor=maximum / context,
                 theta=theta,
             )  # fmt: skip
         case "llama3":
-            return frequencies.llama3_rope(**values, context=context, theta=theta)
+            return rotary.llama3_rope(**values, context=context, theta=theta)
         case "proportional":
             p = values.pop("partial_rotary_factor")
-            return frequencies.proportional_rope(p, **values, theta=theta)
+            return rotary.proportional_rope(p, **values, theta=theta)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -114,11 +111,11 @@ def test_frequencies_equal_recorded_ones(name):
     encoding = from_golden(case)
     got = encoding.inverse_frequencies(case["head_dim"])
     np.testing.assert_allclose(got, case["inv_freq"], rtol=1e-6, atol=0)
-    assert encoding.attention_factor == pytest.approx(case["attention_factor"], rel=1e-12)
+    assert encoding.scaling == pytest.approx(case["attention_factor"], rel=1e-12)
 
 
 def test_half_truncated_rope_reaches_the_end_of_its_range():
-    got = frequencies.half_truncated_rope().inverse_frequencies(128)
+    got = rotary.half_truncated_rope().inverse_frequencies(128)
     assert got[0] == 1 and got[31] == pytest.approx(1 / 1024, rel=1e-12)
     np.testing.assert_allclose(got[1:32] / got[:31], 1024 ** (-1 / 31), rtol=1e-12)
     assert (got[32:] == 0).all() and len(got) == 64
@@ -126,10 +123,10 @@ def test_half_truncated_rope_reaches_the_end_of_its_range():
 
 def test_hope_fope_clip_and_p_star_rope_are_one():
     for context, theta, head_dim in [(512, 1e4, 64), (8192, 1e4, 256), (4096, 5e5, 128)]:
-        kept = frequencies.hope(context, theta).inverse_frequencies(head_dim)
-        clip = frequencies.fope_clip(context, theta).inverse_frequencies(head_dim)
+        kept = rotary.hope(context, theta).inverse_frequencies(head_dim)
+        clip = rotary.fope_clip(context, theta).inverse_frequencies(head_dim)
         np.testing.assert_array_equal(clip, kept)
-        p = encodings.p_star(context, theta)
+        p = rotary.p_star(context, theta)
         # Pair k = 0, 1, ... completes a cycle where 2k/d <= p*: one pair more than p* d/2.
         pairs = math.floor(p * head_dim / 2) + 1
         same = rotary.p_rope(2 * pairs / head_dim, theta).inverse_frequencies(head_dim)
@@ -139,7 +136,7 @@ def test_hope_fope_clip_and_p_star_rope_are_one():
 
 def test_ntk_keeps_the_fastest_and_slows_the_slowest_by_the_factor():
     plain = rotary.rope().inverse_frequencies(HEAD_DIM)
-    got = frequencies.ntk_rope(4).inverse_frequencies(HEAD_DIM)
+    got = rotary.ntk_rope(4).inverse_frequencies(HEAD_DIM)
     assert got[0] == 1 and got[-1] == pytest.approx(plain[-1] / 4, rel=1e-12)
     assert (np.diff(got / plain) < 0).all()
 
@@ -148,19 +145,19 @@ def test_dynamic_ntk_is_rope_up_to_the_trained_length():
     plain = rotary.rope().inverse_frequencies(HEAD_DIM)
 
     def at(length):
-        return frequencies.dynamic_ntk_rope(2, 2048, length).inverse_frequencies(HEAD_DIM)
+        return rotary.dynamic_ntk_rope(2, 2048, length).inverse_frequencies(HEAD_DIM)
 
     for length in (1, 2048):
         np.testing.assert_array_equal(at(length), plain)
     assert (at(2049)[1:] < plain[1:]).all()
     # At twice the length the base grows by 2 * 2 - 1 = 3.
-    np.testing.assert_allclose(at(4096), frequencies.ntk_rope(3).inverse_frequencies(HEAD_DIM))
+    np.testing.assert_allclose(at(4096), rotary.ntk_rope(3).inverse_frequencies(HEAD_DIM))
 
 
 def test_yarn_changes_frequencies_between_its_betas_only():
     context, theta, d = 4096, 10_000.0, 128
     plain = rotary.rope(theta).inverse_frequencies(d)
-    got = frequencies.yarn_rope(8, context, theta, truncate=False).inverse_frequencies(d)
+    got = rotary.yarn_rope(8, context, theta, truncate=False).inverse_frequencies(d)
     cycles = plain * context / (2 * np.pi)
     np.testing.assert_array_equal(got[cycles > 32], plain[cycles > 32])
     np.testing.assert_allclose(got[cycles < 1], plain[cycles < 1] / 8, rtol=1e-15)
@@ -170,14 +167,14 @@ def test_yarn_changes_frequencies_between_its_betas_only():
 
 def test_longrope_changes_list_just_past_the_trained_length():
     def at(length):
-        e = frequencies.longrope((1.0,) * 32, RISING, context=4096, length=length, factor=32)
+        e = rotary.longrope((1.0,) * 32, RISING, context=4096, length=length, factor=32)
         return e.inverse_frequencies(HEAD_DIM)
 
     plain = rotary.rope().inverse_frequencies(HEAD_DIM)
     np.testing.assert_array_equal(at(4096), plain)
     np.testing.assert_allclose(at(4097), plain / np.array(RISING), rtol=1e-15)
     with pytest.raises(UserError, match="32 factors for 64 pairs"):
-        frequencies.longrope((1.0,) * 32, RISING, 4096, 4096, 32).inverse_frequencies(128)
+        rotary.longrope((1.0,) * 32, RISING, 4096, 4096, 32).inverse_frequencies(128)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +203,7 @@ def test_rotation_equals_float64_up_to_a_million(spelling):
     x = random((1, len(positions), 2, HEAD_DIM))
     got = jax.jit(lambda x, p: encoding(x, p))(x, jnp.asarray(positions)[None])
     angles = positions[:, None, None] * encoding.inverse_frequencies(HEAD_DIM)
-    factor = np.where(encoding.inverse_frequencies(HEAD_DIM) > 0, encoding.attention_factor, 1)
+    factor = np.where(encoding.inverse_frequencies(HEAD_DIM) > 0, encoding.scaling, 1)
     expected = turn_float64(x, factor * np.cos(angles), factor * np.sin(angles))
     np.testing.assert_allclose(got, expected, atol=6e-6, rtol=0)
 
@@ -293,7 +290,7 @@ def test_fope_leaves_untrained_pairs_alone_where_its_released_code_doubles_them(
 
 def test_fope_without_mixture_is_fope_clip():
     x, positions = random((2, 33, 4, HEAD_DIM)), jnp.arange(5000, 5033)[None]
-    clip = frequencies.fope_clip(2048)(x, positions)
+    clip = rotary.fope_clip(2048)(x, positions)
     np.testing.assert_allclose(fope(2048, sigma=0.0)(x, positions), clip, atol=2e-6)
     assert np.abs(fope(2048)(x, positions) - clip).max() > 0.1
 
@@ -490,7 +487,7 @@ def test_description_prints_a_row_a_pair():
     assert rows[1].split() == ["1", "0.3162", "19.87", "5.033"]
     assert rows[2:] == ["   2 not rotated", "   3 not rotated"]
     assert math.isnan(describe("nope", 8, 100).p_star)
-    assert describe("yarn_rope(4, 2048)", 64, 8192).attention_factor > 1
+    assert describe("yarn_rope(4, 2048)", 64, 8192).scaling > 1
     with pytest.raises(UserError, match="not known"):
         describe(lambda x, positions: x, 64, 100)
 
@@ -508,14 +505,14 @@ def test_names_are_read_back_to_the_same_encoding(spelling):
 
 
 def test_a_list_of_one_number_is_read_back():
-    encoding = frequencies.longrope((1.0,), (2.5,), 4096, 8192, 32)
+    encoding = rotary.longrope((1.0,), (2.5,), 4096, 8192, 32)
     again = parse(encoding.name)
     assert again == encoding and again.inverse_frequencies(2) == [1 / 2.5]
 
 
 def test_long_names_stay_apart_as_folders():
     numbers = [(1.0,) * 32, (*(1.0,) * 31, 1.5)]
-    names = [frequencies.longrope(n, n, 4096, 4096, 32).name for n in numbers]
+    names = [rotary.longrope(n, n, 4096, 4096, 32).name for n in numbers]
     assert len({folder_name(name) for name in names}) == 2
 
 
@@ -544,12 +541,12 @@ def test_spellings_are_strict():
             parse(bad)
 
 
-@pytest.mark.parametrize("function", encodings.ENCODINGS.values(), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", rotary.ENCODINGS.values(), ids=lambda f: f.__name__)
 def test_every_encoding_documents_formula_source_and_parameters(function):
-    about = listing.documentation(function)
+    about = encodings.documentation(function)
     assert about.summary and about.formula and re.search(r"\d{4}|nanogpt|Gemma", about.source)
     assert list(about.parameters) == list(inspect.signature(function).parameters)
-    entry = listing.entry("rotary", function.__name__, function)
+    entry = encodings.entry("rotary", function.__name__, function)
     backends = ", ".join(attention.BACKENDS)
     for part in (about.formula, about.source, *about.parameters.values(), backends):
         assert part in entry
@@ -562,7 +559,7 @@ def test_the_module_lists_all_encodings():
         [sys.executable, "-m", "rope_study.encodings"], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    for table in variants.TABLES.values():
+    for table in variants.REGISTRIES.values():
         for name in table:
             assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
     for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
@@ -574,16 +571,16 @@ def test_adding_an_encoding_is_what_the_documentation_says(monkeypatch):
     text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
     (function,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (line,) = re.findall(r"^ +frequencies\.(\w+),$", text, re.MULTILINE)
-    monkeypatch.setitem(vars(frequencies), "resonance_rope", None)  # removed after the test
-    exec(function, vars(frequencies))
-    made = getattr(frequencies, line)
-    monkeypatch.setitem(encodings.ENCODINGS, made.__name__, made)
+    monkeypatch.setitem(vars(rotary), "resonance_rope", None)  # removed after the test
+    exec(function, vars(rotary))
+    made = getattr(rotary, line)
+    monkeypatch.setitem(rotary.ENCODINGS, made.__name__, made)
     encoding = parse("resonance_rope(theta=500_000)")
     wavelengths = 2 * np.pi / encoding.inverse_frequencies(64)
     np.testing.assert_allclose(wavelengths, np.round(wavelengths), rtol=1e-12)
     np.testing.assert_allclose(wavelengths[[0, -1]], [6, round(2 * np.pi * 5e5 ** (62 / 64))])
     assert parse(encoding.name) == encoding and largest_change_by_shift(encoding) < 4e-5
-    assert "whole number of tokens" in listing.listing()
+    assert "whole number of tokens" in encodings.listing()
     with pytest.raises(UserError, match="Did you mean 'resonance_rope'"):
         parse("resonace_rope")
 
@@ -591,9 +588,9 @@ def test_adding_an_encoding_is_what_the_documentation_says(monkeypatch):
 def test_the_documentation_has_a_row_for_every_encoding_with_its_parameters():
     text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` (\|.*)$", text, re.MULTILINE))
-    assert list(rows) == list(encodings.ENCODINGS)
+    assert list(rows) == list(rotary.ENCODINGS)
     grouped = {"beta_fast": "betas", "beta_slow": "betas"}
     grouped |= {"short_factor": "lists", "long_factor": "lists"}
-    for name, function in encodings.ENCODINGS.items():
+    for name, function in rotary.ENCODINGS.items():
         for parameter in inspect.signature(function).parameters:
             assert grouped.get(parameter, f"`{parameter}`") in rows[name].split("|")[3]

@@ -8,8 +8,9 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study import figures, report, rotary, theory
+from rope_study import figures, rotary, theory
 from rope_study.errors import UserError
+from rope_study.reports import study as study_report
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 3, 4, 2, 16, 128
 ENCODINGS = {
@@ -26,14 +27,14 @@ def make_usage(encoding: rotary.Encoding) -> xr.Dataset:
     units = {"units": "1"}
 
     def norms(head: str, count: int) -> tuple:
-        dims = ("layer", head, "frequency")
+        dims = ("layer", head, "pair")
         return dims, rng.uniform(0.5, 3, (LAYERS, count, HEAD_DIM // 2)), units
 
     return xr.Dataset(
         {"q": norms("head", HEADS), "k": norms("kv_head", KV_HEADS), "v": norms("kv_head", 2)},
         coords={
-            "inverse_frequency": (("layer", "frequency"), frequencies),
-            "cycles": (("layer", "frequency"), frequencies * CONTEXT / (2 * np.pi)),
+            "inverse_frequency": (("layer", "pair"), frequencies),
+            "cycles": (("layer", "pair"), frequencies * CONTEXT / (2 * np.pi)),
         },
         attrs={"model": f"small, {encoding.name}", "text": "a poem", "tokens": 1280}
         | {"context": CONTEXT},
@@ -251,7 +252,7 @@ def page(tmp_path) -> str:
         "usage": figures.norms_by_layer(make_usage(ENCODINGS["p_rope"])),
         "curves": figures.loss_curves({"rope()": ([0, 1], [2.0, 1.0])}),
     }
-    report.write_report(path, results, drawn)
+    study_report.write_report(path, results, drawn)
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no part left behind
     return path.read_text(encoding="utf-8")
 
@@ -296,12 +297,12 @@ def test_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report.os, "replace", fail)
+        patch.setattr(study_report.os, "replace", fail)
         with pytest.raises(OSError, match="disk gone"):
-            report.write_report(path, results, {})
+            study_report.write_report(path, results, {})
     assert path.read_text() == "the last one"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    report.write_report(path, results, {})
+    study_report.write_report(path, results, {})
     assert "rope_study" in path.read_text()
 
 

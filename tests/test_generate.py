@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from examples import ENCODINGS
 
-from rope_study import dpe, parallel, presets, variants
-from rope_study.architecture import LayerSpec
+from rope_study import sharding
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, LayerSpec, dpe, presets, variants
+from rope_study.decoder.attention_scores import SCORE_FUNCTIONS
+from rope_study.decoder.query_scaling import QUERY_SCALES
+from rope_study.decoder.sampling import empty_cache, generate, generate_tokens
 from rope_study.errors import UserError
-from rope_study.generate import empty_cache, generate, generate_tokens
-from rope_study.logits import LOGITS
-from rope_study.query import QUERY_SCALES
 
 TINY = dataclasses.replace(presets.tiny(), vocab_size=64)
 TOKENS = jax.random.randint(jax.random.key(3), (2, 14), 0, 64)
@@ -51,7 +50,7 @@ def test_cached_logits_equal_uncached_for_every_encoding(encoding):
     check_cached_equals_uncached(variants.apply(TINY, ENCODINGS[encoding])[1])
 
 
-@pytest.mark.parametrize("part", [*LOGITS, *QUERY_SCALES])
+@pytest.mark.parametrize("part", [*SCORE_FUNCTIONS, *QUERY_SCALES])
 def test_cached_logits_equal_uncached_for_every_logit_function_and_scale(part):
     check_cached_equals_uncached(variants.apply(TINY, f"rope + {part}()")[1])
 
@@ -71,7 +70,7 @@ def test_cached_logits_equal_uncached_where_layers_share_keys():
     shared = (dataclasses.replace(own, keys_from=0), LayerSpec(head_dim=32, keys_from=1))
     config = dataclasses.replace(
         TINY, layers=4, pattern=(own, wide, *shared), post_norms=True, norm_offset=0.0,
-        layer_scalar=True, token_width=8, token_vocab=64, tied=False, final_cap=5.0,
+        layer_scalar=True, per_layer_dim=8, per_layer_vocab_size=64, tied=False, final_cap=5.0,
     )  # fmt: skip
     check_cached_equals_uncached(config)
 
@@ -123,7 +122,7 @@ def test_generation_under_a_mesh_equals_one_device():
     params = init(config)
     prompts = np.arange(12).reshape(3, 4)
     expected = generate_tokens(Decoder(config), params, prompts, tokens=5)
-    layout = parallel.make_layout("data=2,fsdp=2,tensor=2")
+    layout = sharding.make_layout("data=2,fsdp=2,tensor=2")
     got = generate_tokens(Decoder(config, layout), params, prompts, tokens=5)
     np.testing.assert_array_equal(got, expected)
 

@@ -34,9 +34,9 @@ def attention() -> xr.DataArray:
 def contribution() -> xr.DataArray:
     added = RNG.standard_normal((T, T, PAIRS)) * 10
     added[~np.tri(T, dtype=bool)] = np.nan
-    frequencies = ("frequency", rotary.rope().inverse_frequencies(2 * PAIRS))
+    frequencies = ("pair", rotary.rope().inverse_frequencies(2 * PAIRS))
     coords = tokens() | {"inverse_frequency": frequencies}
-    return xr.DataArray(added, dims=("query", "key", "frequency"), coords=coords, attrs=PLACE)
+    return xr.DataArray(added, dims=("query", "key", "pair"), coords=coords, attrs=PLACE)
 
 
 # --- attention and logits ---------------------------------------------------------------------
@@ -95,8 +95,8 @@ def test_first_token_by_pair_is_the_mean_over_queries(contribution):
 def test_logit_by_pair_shows_contributions_within_bounds():
     contribution, bound = np.array([3.0, -1.0, 0.5]), np.array([4.0, 1.5, 0.5])
     found = xr.Dataset(
-        {"contribution": ("frequency", contribution), "bound": ("frequency", bound)},
-        coords={"inverse_frequency": ("frequency", [1.0, 0.1, 0.01])},
+        {"contribution": ("pair", contribution), "bound": ("pair", bound)},
+        coords={"inverse_frequency": ("pair", [1.0, 0.1, 0.01])},
         attrs=PLACE
         | {"query": 5, "key": 4, "query_token": "d", "key_token": "▁c"}
         | {"logit": 2.5, "logit_bound": 6.0},

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rope_study import checkpoints, presets, rotary, variants
-from rope_study.checkpoints import hugging_face_config
+from rope_study import checkpoints, rotary
 from rope_study.checkpoints.compare import activations
-from rope_study.decoder import Decoder
+from rope_study.checkpoints.hugging_face import config
+from rope_study.decoder import Decoder, presets, variants
 from rope_study.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -107,7 +107,7 @@ def test_dtype_of_parameters(folder):
 
 def test_loading_holds_the_parameters_and_one_tensor(tmp_path):
     """Peak memory of a process that loads 220 MB of bf16 in 75 tensors."""
-    shapes = {"vocab_size": 4096, "width": 1024, "layers": 8, "heads": 8, "kv_heads": 8}
+    shapes = {"vocab_size": 4096, "d_model": 1024, "layers": 8, "heads": 8, "kv_heads": 8}
     config = dataclasses.replace(LLAMA, **shapes, head_dim=128, mlp_hidden=3072)
     largest = load_memory.write(config, tmp_path)
     found = load_memory.load(tmp_path)
@@ -157,7 +157,7 @@ SIZES = {
 )
 def test_old_and_new_files_describe_the_same_decoder(kind, old, new):
     about = {"model_type": kind, **SIZES}
-    read = lambda more: hugging_face_config.decoder_config(kind, about | more)  # noqa: E731
+    read = lambda more: config.decoder_config(kind, about | more)  # noqa: E731
     assert read(old) == read(new)
     other = "rope_theta" if "rope_theta" in old else "global_head_dim"
     assert read(old | {other: 64}) != read(new)
@@ -172,7 +172,7 @@ def test_yarn_longrope_and_dynamic_are_read():
     }
     for name, parameters in cases.items():
         parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 64} | parameters
-        config = hugging_face_config.decoder_config(
+        config = config.decoder_config(
             "llama", {"model_type": "llama", **SIZES, "rope_parameters": parameters}
         )
         assert config.pattern[0].rotary.name.startswith(f"{name}(")

@@ -11,16 +11,15 @@ import pytest
 import xarray
 
 from rope_study import interventions as iv
-from rope_study import parallel, presets, probes, rotary, theory
-from rope_study.architecture import LayerSpec
+from rope_study import probes, rotary, sharding, theory
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, LayerSpec, presets
 from rope_study.errors import UserError
-from rope_study.evaluate import Evaluation
-from rope_study.interventions import band, freeze, permute, rescale, zero
+from rope_study.interventions import ablate, band, permute, rescale, unrotate
 from rope_study.interventions.edits import apply_changes, changes
 from rope_study.interventions.measurement import ratio
 from rope_study.probes import frequency_usage
+from rope_study.training.evaluate import Evaluation
 
 TINY = presets.tiny()  # 2 layers, 4 heads on 2 key heads, 8 pairs
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
@@ -69,7 +68,7 @@ def close(a, b, atol=2e-4):
 PARAMS = init(TINY)
 PLAIN = jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS)[0])(PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
-ZEROED = logits(TINY, PARAMS, zero(MIDDLE))
+ZEROED = logits(TINY, PARAMS, ablate(MIDDLE))
 PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
 
 
@@ -122,10 +121,10 @@ def usage(products):
     frequencies = np.geomspace(1, 1e-4, q.shape[2])[None]
     return xarray.Dataset(
         {
-            "q": (("layer", "head", "frequency"), q),
-            "k": (("layer", "kv_head", "frequency"), np.ones_like(q)),
+            "q": (("layer", "head", "pair"), q),
+            "k": (("layer", "kv_head", "pair"), np.ones_like(q)),
         },
-        coords={"inverse_frequency": (("layer", "frequency"), frequencies)},
+        coords={"inverse_frequency": (("layer", "pair"), frequencies)},
     )
 
 
@@ -155,11 +154,11 @@ def test_a_random_band_comes_as_near_as_exchanges_can():
 @pytest.mark.parametrize("on", ["q_rotated", "k", "k_rotated", ("q", "k")])
 def test_zero_is_the_same_wherever_it_is_done(on):
     assert np.abs(ZEROED - PLAIN).max() > 1
-    close(logits(TINY, PARAMS, zero(MIDDLE, on=on)), ZEROED)
+    close(logits(TINY, PARAMS, ablate(MIDDLE, on=on)), ZEROED)
 
 
 def test_zero_removes_exactly_what_the_band_adds_to_logits():
-    one = zero(MIDDLE, layers=0)
+    one = ablate(MIDDLE, layers=0)
     q, k = (activations(TINY, PARAMS, f"{x}_rotated")[0].astype(np.float64) for x in "qk")
     dims = np.setdiff1d(np.arange(16), [1, 2, 5, 9, 10, 13])
     left = np.einsum("btnh,bsnh->bnts", q[..., dims], np.repeat(k, 2, axis=2)[..., dims]) / 4
@@ -170,7 +169,7 @@ def test_zero_removes_exactly_what_the_band_adds_to_logits():
 
 def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
     plain = PLAIN_ATTENTION
-    got = activations(TINY, PARAMS, "attention", zero(MIDDLE, layers=1, heads=2))
+    got = activations(TINY, PARAMS, "attention", ablate(MIDDLE, layers=1, heads=2))
     np.testing.assert_array_equal(got[0], plain[0])
     np.testing.assert_array_equal(got[1][:, [0, 1, 3]], plain[1][:, [0, 1, 3]])
     assert np.abs(got[1][:, 2] - plain[1][:, 2]).max() > 0.1
@@ -179,7 +178,7 @@ def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
 @pytest.mark.parametrize("heads", [(2, 3), (0, 1)])
 def test_an_edit_of_keys_changes_the_whole_group(heads):
     plain = PLAIN_ATTENTION
-    got = activations(TINY, PARAMS, "attention", freeze(MIDDLE, heads=heads, layers=0))
+    got = activations(TINY, PARAMS, "attention", unrotate(MIDDLE, heads=heads, layers=0))
     for head in range(4):
         assert (np.abs(got[0][:, head] - plain[0][:, head]).max() > 0.1) == (head in heads)
 
@@ -197,9 +196,9 @@ def test_freeze_is_frequency_0():
         with_frequencies(TINY, np.where(np.isin(range(8), [1, 2, 5]), 0, ROPE)), PARAMS
     )
     assert np.abs(expected - PLAIN).max() > 1
-    close(logits(TINY, PARAMS, freeze(MIDDLE)), expected)
+    close(logits(TINY, PARAMS, unrotate(MIDDLE)), expected)
     close(
-        logits(TINY, PARAMS, freeze(band(fastest=1.0))),
+        logits(TINY, PARAMS, unrotate(band(fastest=1.0))),
         logits(TINY.with_rotary(rotary.nope()), PARAMS),
     )
 
@@ -224,9 +223,9 @@ def test_permute_without_rotation_changes_nothing():
 def test_several_act_in_order():
     """Frozen pairs come from what earlier edits left; permuting twice in reverse is nothing."""
     close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
-    close(logits(TINY, PARAMS, zero(MIDDLE), freeze(MIDDLE)), ZEROED)
-    close(logits(TINY, PARAMS, freeze(MIDDLE), zero(MIDDLE, on="q_rotated")), ZEROED)
-    both = logits(TINY, PARAMS, zero(band(indices=1)), zero(band(indices=(2, 5))))
+    close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ZEROED)
+    close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ZEROED)
+    both = logits(TINY, PARAMS, ablate(band(indices=1)), ablate(band(indices=(2, 5))))
     close(both, ZEROED)
     first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
     swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
@@ -248,9 +247,9 @@ def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
     config = dataclasses.replace(TINY, layers=3, pattern=MIXED)
     params = init(config)
     chain = [
-        freeze(band(fastest=0.5), layers=1),
+        unrotate(band(fastest=0.5), layers=1),
         permute(band(indices=(0, 3)), layers=2),
-        zero(band(slowest=0.5), layers=(0, 1), heads=3),
+        ablate(band(slowest=0.5), layers=(0, 1), heads=3),
     ]
     expected = logits(config, params, *chain)
     assert np.abs(expected - logits(config, params)).max() > 0.1
@@ -263,7 +262,7 @@ def test_every_layer_has_the_band_of_its_own_encoding():
     config = dataclasses.replace(TINY, pattern=MIXED)
     params = init(config)
     plain = activations(config, params, "q_rotated")
-    got = activations(config, params, "q_rotated", zero(band(frequencies=(0.4, 0.6))))
+    got = activations(config, params, "q_rotated", ablate(band(frequencies=(0.4, 0.6))))
     np.testing.assert_array_equal(got[0], plain[0])
     assert not got[1][..., [1, 17]].any()
     assert (got[1] == 0).sum() == got[1].size // 16
@@ -271,7 +270,7 @@ def test_every_layer_has_the_band_of_its_own_encoding():
 
 def test_a_kept_activation_does_not_leak_out_of_a_trace():
     with jax.checking_leaks():
-        edit = iv.edit(TINY, freeze(MIDDLE))
+        edit = iv.edit(TINY, unrotate(MIDDLE))
         jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS, edit=edit)[0])(PARAMS)
 
 
@@ -279,7 +278,7 @@ def test_a_kept_activation_does_not_leak_out_of_a_trace():
 
 TEXTS = ["abcdefgh" * 3, "The quick brown fox", "hello", "to be or not to be", *"wxyz"]
 BATCH = load_tokenizer("bytes").encode_batch(TEXTS)
-ALL = {"zero": zero(MIDDLE), "freeze": [freeze(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)]}
+ALL = {"zero": ablate(MIDDLE), "freeze": [unrotate(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)]}
 
 
 def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
@@ -371,7 +370,7 @@ def test_padding_counts_for_nothing(found):
 
 def test_batches_and_devices_add_up(found):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
-    layout = parallel.make_layout("data=4,tensor=2")
+    layout = sharding.make_layout("data=4,tensor=2")
     one = {"freeze": ALL["freeze"]}
     check_found(measured(halves, decoder=Decoder(TINY, layout), interventions=one), found)
 
@@ -423,7 +422,7 @@ def made_by_theory():
     )
     params = jax.tree.map(jnp.zeros_like, init(config))
     ids = np.arange(config.vocab_size)
-    table = np.zeros((config.vocab_size, config.width))
+    table = np.zeros((config.vocab_size, config.d_model))
     table[:, 0], table[:, 1], table[:, 2] = 1, ids == TARGET, ids != TARGET
     w = {name: np.zeros(params["pattern_0"][name].shape[1:]) for name in "qk"}
     norm = theory.thm_5_3_norm(ROPE[FAST], LENGTH, 0.05, offset=1, scale=16**-0.5)
@@ -432,7 +431,7 @@ def made_by_theory():
     w["k"][0, 0] = theory.prop_3_1_key(fast, 1, rotary.rope()) + decoy
     w["q"][0, 1] = slow + decoy
     w["k"][1, 1], w["k"][2, 1], w["k"][0, 1] = slow, -slow, decoy
-    of_input = (config.width / 2) ** -0.5
+    of_input = (config.d_model / 2) ** -0.5
     changed = {name: jnp.asarray(value * of_input, jnp.float32)[None] for name, value in w.items()}
     params["pattern_0"] = params["pattern_0"] | changed
     return Decoder(config), params | {"embedding": jnp.asarray(table, jnp.float32)}
@@ -452,14 +451,14 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
     used = probes.run(decoder, params, [batch], [frequency_usage])["frequency_usage"]
     fast, slow = band(fastest=0.25), band(slowest=0.25)
     kinds = {
-        "no fast": zero(fast),
-        "no slow": zero(slow),
+        "no fast": ablate(fast),
+        "no slow": ablate(slow),
         "random": [
-            zero(iv.random_band(used, fast), heads=0),
-            zero(iv.random_band(used, slow), heads=1),
+            ablate(iv.random_band(used, fast), heads=0),
+            ablate(iv.random_band(used, slow), heads=1),
         ],
-        "frozen fast": freeze(fast),
-        "frozen slow": freeze(slow),
+        "frozen fast": unrotate(fast),
+        "frozen slow": unrotate(slow),
         "reversed": permute(band(indices=(*FAST, *SLOW))),
         "weak fast": rescale(fast, 0.1),
     }
@@ -502,29 +501,29 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         (lambda: band(indices=-1), r"indices=-1 must be whole numbers from 0"),
         (lambda: band(indices=0.5), r"indices=0\.5 must be whole numbers"),
         (lambda: band(frequencies=(1, 0.1)), r"\(1, 0\.1\) must be two numbers, the lower first"),
-        (lambda: zero(0.25), r"zero: 0\.25 is no band"),
-        (lambda: zero(MIDDLE, on="v"), r"on='v' is not one of q, k, q_rotated, k_rotated"),
-        (lambda: zero(MIDDLE, layers="all"), r"layers='all' must be a whole number or several"),
+        (lambda: ablate(0.25), r"zero: 0\.25 is no band"),
+        (lambda: ablate(MIDDLE, on="v"), r"on='v' is not one of q, k, q_rotated, k_rotated"),
+        (lambda: ablate(MIDDLE, layers="all"), r"layers='all' must be a whole number or several"),
         (lambda: rescale(MIDDLE, float("nan")), r"factor=nan must be finite"),
         (lambda: permute(MIDDLE, order=(0, 0, 1)), r"must have each of 0\.\.2 once"),
         (lambda: iv.edit(TINY, permute(MIDDLE, order=(1, 0))), r"2 places, and pairs .* is 3"),
-        (lambda: iv.edit(TINY, zero(MIDDLE, layers=2)), r"layers=\(2,\): 2 is not one .* 0\.\.1"),
-        (lambda: iv.edit(TINY, zero(MIDDLE, heads=4)), r"4 is not one of the decoder's 0\.\.3"),
-        (lambda: iv.edit(TINY, zero(band(indices=8))), r"index 8 is too large: .* 0\.\.7"),
-        (lambda: iv.edit(TINY, zero(band(fastest=0.1))), r"no pair of these layers and heads"),
+        (lambda: iv.edit(TINY, ablate(MIDDLE, layers=2)), r"layers=\(2,\): 2 is not one .* 0\.\.1"),
+        (lambda: iv.edit(TINY, ablate(MIDDLE, heads=4)), r"4 is not one of the decoder's 0\.\.3"),
+        (lambda: iv.edit(TINY, ablate(band(indices=8))), r"index 8 is too large: .* 0\.\.7"),
+        (lambda: iv.edit(TINY, ablate(band(fastest=0.1))), r"no pair of these layers and heads"),
         (lambda: iv.edit(TINY, [MIDDLE]), r"is no intervention; make one"),
         (
-            lambda: iv.edit(TINY, freeze(MIDDLE, heads=(0, 1, 3))),
+            lambda: iv.edit(TINY, unrotate(MIDDLE, heads=(0, 1, 3))),
             r"query heads 2, 3 of layer 0 share their keys.*on='q', which changes a head alone",
         ),
         (
-            lambda: iv.edit(TINY.with_rotary(lambda x, positions: x), zero(band(fastest=0.5))),
+            lambda: iv.edit(TINY.with_rotary(lambda x, positions: x), ablate(band(fastest=0.5))),
             r"encoding of layer 0 does not say how fast its pairs turn; choose by indices",
         ),
         (
             lambda: iv.edit(
                 dataclasses.replace(TINY, pattern=(LayerSpec(), LayerSpec(keys_from=0))),
-                freeze(MIDDLE),
+                unrotate(MIDDLE),
             ),
             r"layers that read the keys of others",
         ),
@@ -533,7 +532,7 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
             r"takes 6 of 8 pairs, which leaves too few",
         ),
         (lambda: measured(interventions={}), r"at least one and none named 'plain'"),
-        (lambda: measured(interventions={"plain": zero(MIDDLE)}), r"none named 'plain'"),
+        (lambda: measured(interventions={"plain": ablate(MIDDLE)}), r"none named 'plain'"),
         (lambda: measured([]), r"no batches were given"),
         (lambda: measured([tuple(a[:, :1] for a in BATCH)]), r"no text of two tokens"),
         (lambda: measured(copy_length=1), r"copy_length=1 must be at least 2"),

@@ -13,15 +13,24 @@ import optax
 import pytest
 from examples import ENCODINGS
 
-from rope_study import attention, dpe, logits, norm, presets, query, rotary, variants
-from rope_study.decoder import Decoder
+from rope_study import rotary
+from rope_study.decoder import (
+    Decoder,
+    attention,
+    attention_scores,
+    dpe,
+    norms,
+    presets,
+    query_scaling,
+    variants,
+)
+from rope_study.decoder.layer import layer_parameters, shared_parameters
 from rope_study.errors import UserError
-from rope_study.layer import layer_parameters, shared_parameters
-from rope_study.parameters import Parameter
+from rope_study.sharding.parameter import Parameter
 
 B, T, N, K, H, D = 2, 12, 4, 2, 8, 10
 SHAPES = dataclasses.replace(
-    presets.tiny(), width=D, heads=N, kv_heads=K, head_dim=H, vocab_size=128
+    presets.tiny(), d_model=D, heads=N, kv_heads=K, head_dim=H, vocab_size=128
 )
 
 
@@ -52,7 +61,7 @@ def make_inputs(part, arrays, w, rotary_=NOPE):
     """As a layer makes them without a cache."""
     positions, rows = jnp.arange(T)[None], jnp.arange(T)
     keys = {"positions": positions, **part.keep(arrays["k"], arrays["x"], w)}
-    return logits.Inputs(positions, arrays["x"], arrays["q"], rows, keys, rotary_, w)
+    return attention_scores.ScoreInputs(positions, arrays["x"], arrays["q"], rows, keys, rotary_, w)
 
 
 def got_weights(part, arrays, w, window=None, rotary_=NOPE):
@@ -164,13 +173,13 @@ def state_cope(arrays, w):
 
 
 FUNCTIONS = {
-    "alibi": (logits.Alibi(), state_alibi),
-    "t5_bias": (logits.T5Bias(buckets=8, max_distance=10), state_t5_bias),
-    "scale_invariant": (logits.ScaleInvariant(), state_scale_invariant),
-    "soft_cap": (logits.SoftCap(2.0), state_soft_cap),
-    "cable": (logits.Cable(), state_cable),
-    "fox": (logits.Fox(), state_fox),
-    "cope": (logits.Cope(positions=5), state_cope),
+    "alibi": (attention_scores.Alibi(), state_alibi),
+    "t5_bias": (attention_scores.T5Bias(buckets=8, max_distance=10), state_t5_bias),
+    "scale_invariant": (attention_scores.ScaleInvariant(), state_scale_invariant),
+    "soft_cap": (attention_scores.SoftCap(2.0), state_soft_cap),
+    "cable": (attention_scores.Cable(), state_cable),
+    "fox": (attention_scores.Fox(), state_fox),
+    "cope": (attention_scores.Cope(positions=5), state_cope),
 }
 
 
@@ -189,19 +198,19 @@ def test_logit_function_equals_its_float64_statement(name, arrays):
 
 
 def test_cope_counts_no_gate_outside_the_window(arrays):
-    part = logits.Cope(positions=5)
+    part = attention_scores.Cope(positions=5)
     w = random_weights(part)
     expected = softmax_of(state_cope(arrays, float64(w)), arrays, window=4)
     np.testing.assert_allclose(got_weights(part, arrays, w, window=4), expected, atol=1e-5)
 
 
 def test_every_logit_function_is_tested():
-    assert {*FUNCTIONS, "tra"} == set(logits.LOGITS)
+    assert {*FUNCTIONS, "tra"} == set(attention_scores.SCORE_FUNCTIONS)
 
 
 def test_tra_equals_its_float64_statement(arrays):
     """Normalised q and k, relu, dropped keys, and rows of zeros where no key is kept."""
-    part = logits.Tra()
+    part = attention_scores.Tra()
     w = random_weights(part)
     got = got_weights(part, arrays, w)
     q, k, w = np.asarray(arrays["q"], np.float64), np.asarray(arrays["k"], np.float64), float64(w)
@@ -223,7 +232,7 @@ def test_sums_of_steps_keep_their_digits_over_long_contexts():
     steps = -jax.nn.softplus(jax.random.normal(jax.random.key(0), (1, 4096, 1)))
     total = np.cumsum(np.asarray(steps, np.float64)[..., 0], axis=-1)
     expected = total[:, None, :, None] - total[:, None, None, :]
-    got = np.asarray(jax.jit(logits.summed_bias)(steps, jnp.arange(4096)))
+    got = np.asarray(jax.jit(attention_scores.summed_bias)(steps, jnp.arange(4096)))
     i, j = np.indices((4096, 4096))
     near = (j <= i) & (i - j < 32)
     assert total.min() < -3000
@@ -240,14 +249,14 @@ def test_alibi_slopes_follow_press(heads, above):
     below = {8: 8, 12: 8, 16: 16, 20: 16}[heads]
     expected = [2 ** (-8 * h / below) for h in range(1, below + 1)]
     expected += [2**-exponent for exponent in above or []]
-    np.testing.assert_allclose(logits.alibi_slopes(heads), expected, rtol=1e-15)
+    np.testing.assert_allclose(attention_scores.alibi_slopes(heads), expected, rtol=1e-15)
 
 
 def test_t5_buckets_are_those_of_transformers():
     """Bucket of distance 0..140 as transformers 5.23 gives it, by where each bucket begins."""
     begins = [*range(16), 16, 19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]
     expected = [sum(d >= b for b in begins) - 1 for d in range(129)]
-    np.testing.assert_array_equal(logits.t5_buckets(32, 128), expected)
+    np.testing.assert_array_equal(attention_scores.t5_buckets(32, 128), expected)
 
 
 # --- query scales and QK-norm -----------------------------------------------------------------
@@ -260,17 +269,17 @@ def state_scales(n_limit=None):
     n = n if n_limit is None else np.minimum(n, n_limit)
     s = np.array([0.5, 1.0, 2.0, -1.0])
     return {
-        "log_n": (query.LogN(), np.log(n)[:, None]),
+        "log_n": (query_scaling.LogN(), np.log(n)[:, None]),
         "qwen": (
-            query.LogN(4096),
+            query_scaling.LogN(4096),
             np.array([[math.log(m, 4096) if m > 4096 else 1.0] for m in n]),
         ),
-        "ss_max": (query.SSMax(), s * np.log(n)[:, None]),
+        "ss_max": (query_scaling.SSMax(), s * np.log(n)[:, None]),
         "llama4": (
-            query.Llama4Temperature(),
+            query_scaling.Llama4Temperature(),
             np.array([[1 + 0.1 * math.log(1 + (p + 1) // 8192)] for p in POSITIONS]),
         ),
-        "logit_scale": (query.LogitScale(0.25), np.full((1, 1), 0.25 * math.sqrt(H))),
+        "logit_scale": (query_scaling.LogitScale(0.25), np.full((1, 1), 0.25 * math.sqrt(H))),
     }
 
 
@@ -281,7 +290,7 @@ def test_query_scale_equals_its_float64_statement(name, window):
     q = jnp.ones((1, len(POSITIONS), 4, H))
     w = {"ss_max_scale": jnp.array([0.5, 1.0, 2.0, -1.0])}
     positions = jnp.asarray(POSITIONS)[None]
-    got = part(q, positions, query.keys_read(positions, window, None), w)
+    got = part(q, positions, query_scaling.keys_read(positions, window, None), w)
     expected = np.broadcast_to(expected[None, ..., None], got.shape)
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-5)
 
@@ -290,7 +299,7 @@ def test_keys_read_counts_the_mask():
     """In full, local and chunked attention: the row sums of the causal mask."""
     for window, chunk in [(None, None), (5, None), (None, 4), (3, 4)]:
         expected = attention.causal_mask(15, None, window, chunk).sum(axis=1)
-        got = query.keys_read(jnp.arange(15)[None], window, chunk)[0]
+        got = query_scaling.keys_read(jnp.arange(15)[None], window, chunk)[0]
         np.testing.assert_array_equal(got, expected)
 
 
@@ -301,8 +310,8 @@ def test_chunks_read_their_own_chunk_only():
 
 def test_query_scale_multiplies_logits(arrays):
     positions = jnp.arange(T)[None]
-    part = query.LogN()
-    q = part(arrays["q"], positions, query.keys_read(positions, None, None), {})
+    part = query_scaling.LogN()
+    q = part(arrays["q"], positions, query_scaling.keys_read(positions, None, None), {})
     expected = softmax_of(lambda logit, b, h, i, j: logit * math.log(i + 1), arrays)
     np.testing.assert_allclose(attention.probabilities(q, arrays["k"]), expected, atol=1e-5)
 
@@ -313,13 +322,13 @@ def test_qk_norm_equals_its_float64_statement(arrays):
         config = dataclasses.replace(SHAPES, norm_offset=offset)
         x, scale = np.asarray(arrays[name], np.float64), np.asarray(w[f"{name}_norm"])
         expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-6) * (offset + scale)
-        got = norm.QKNorm()(arrays[name], w, name, config)
+        got = norms.QKNorm()(arrays[name], w, name, config)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 def test_fixed_qk_norm_is_the_same_before_and_after_rotation(arrays):
     positions = jnp.arange(T)[None]
-    rope, fixed = rotary.rope(), norm.QKNormFixed()
+    rope, fixed = rotary.rope(), norms.QKNormFixed()
     before = fixed(arrays["q"], {}, "q", SHAPES)
     after = fixed(rope(arrays["q"], positions), {}, "q", SHAPES)
     np.testing.assert_allclose(rope(before, positions), after, atol=1e-5)
@@ -403,7 +412,7 @@ def test_dpe_refuses_what_it_cannot_do():
     with pytest.raises(UserError, match="does not name"):
         dpe.with_dpe(config.with_rotary(lambda x, positions: x), (2,))
     with pytest.raises(UserError, match="cannot be joined with alibi"):
-        dpe.with_dpe(config.with_layers(logits=logits.Alibi()), (2,))
+        dpe.with_dpe(config.with_layers(score_function=attention_scores.Alibi()), (2,))
     with pytest.raises(UserError, match="do not divide into 3 groups"):
         config = dpe.with_dpe(config, (1, 2, 4))
         jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
@@ -433,8 +442,8 @@ VARIANTS = (
 
 def test_every_name_is_trained_here():
     trained = {re.match(r"\w+", term)[0] for v in VARIANTS for term in v.split(" + ")}
-    for field in ("rotary", *variants.PARTS):
-        assert set(variants.TABLES[field]) <= trained
+    for field in ("rotary", *variants.COMPONENTS):
+        assert set(variants.REGISTRIES[field]) <= trained
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -446,7 +455,7 @@ def test_causal_trains_and_reaches_its_parameters(variant):
     _, config = variants.apply(TINY, variant)
     config = dataclasses.replace(config, layers=len(config.pattern))
     params = init(config)
-    readout = jax.random.normal(jax.random.key(9), (config.width, 16))
+    readout = jax.random.normal(jax.random.key(9), (config.d_model, 16))
 
     @jax.jit
     def objective(params, tokens, targets, weights):
@@ -533,7 +542,10 @@ def test_an_encoding_with_shared_arrays_is_trained_by_all_layers(scan, remat):
 
 
 def test_shared_arrays_of_one_name_must_agree():
-    specs = [dataclasses.replace(TINY.pattern[0], logits=logits.T5Bias(n)) for n in (32, 16)]
+    specs = [
+        dataclasses.replace(TINY.pattern[0], score_function=attention_scores.T5Bias(n))
+        for n in (32, 16)
+    ]
     config = dataclasses.replace(TINY, pattern=tuple(specs))
     with pytest.raises(UserError, match="different shared arrays 't5_bias'"):
         shared_parameters(config)

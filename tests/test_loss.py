@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from rope_study import loss, parallel
+from rope_study import sharding
+from rope_study.decoder import loss
 
 B, T, D, V = 8, 12, 16, 64
 
@@ -44,13 +45,13 @@ def test_equals_optax(inputs, chunk):
 
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", "fsdp=8", "tensor=4,data=2"])
 def test_equals_optax_under_a_mesh(inputs, mesh):
-    layout = parallel.make_layout(mesh)
+    layout = sharding.make_layout(mesh)
     check(lambda *args: loss.cross_entropy(*args, layout, 7), inputs)
 
 
 @pytest.mark.parametrize("mesh", [None, "fsdp=2,tensor=4"])
 def test_capped_logits_equal_optax(inputs, mesh):
-    layout = mesh and parallel.make_layout(mesh)
+    layout = mesh and sharding.make_layout(mesh)
     check(lambda *args: loss.cross_entropy(*args, layout, 7, 3.0), inputs, cap=3.0)
 
 

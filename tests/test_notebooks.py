@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 
 from rope_study import checkpoints, probes
 from rope_study.data import load_texts
-from rope_study.interventions import band, freeze, measure, random_band, zero
-from rope_study.small_model import small_model
+from rope_study.interventions import ablate, band, measure, random_band, unrotate
+from rope_study.training.quickstart import small_model
 
 FOLDER = Path(__file__).parents[1] / "colabs"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -64,11 +64,11 @@ def check_picture(run: Path) -> None:
     usage = probes.run(decoder, params, [batch], [probes.frequency_usage])["frequency_usage"]
     fast, slow = band(fastest=0.25), band(slowest=0.25)
     edits = {
-        "fast": zero(fast),
-        "slow": zero(slow),
-        "control": zero(random_band(usage, fast, seed=0)),
-        "slow half missing": zero(band(slowest=0.5)),
-        "slow half still": freeze(band(slowest=0.5)),
+        "fast": ablate(fast),
+        "slow": ablate(slow),
+        "control": ablate(random_band(usage, fast, seed=0)),
+        "slow half missing": ablate(band(slowest=0.5)),
+        "slow half still": unrotate(band(slowest=0.5)),
     }
     found = measure(decoder, params, [batch], edits, copies=0)
     near = (found.previous + found.diagonal).values.reshape(len(edits) + 1, -1)

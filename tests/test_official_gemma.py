@@ -12,10 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rope_study import checkpoints
-from rope_study.checkpoints import official_gemma
-from rope_study.checkpoints.orbax_tree import OrbaxTree, is_orbax
+from rope_study.checkpoints.gemma_orbax import gemma
+from rope_study.checkpoints.gemma_orbax.tree import OrbaxTree, is_orbax
+from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
-from rope_study.query import LogitScale
 
 DATA = Path(__file__).parent / "data" / "official_gemma"
 NAMES = ("gemma1_mqa", "gemma1_mha", "gemma2", "gemma3", "gemma3_large")
@@ -60,9 +60,9 @@ def nest(flat):
 def decoder_config(name):
     """By the peer's own configuration: sizes this small were never released."""
     config = peer(name)[2]
-    return official_gemma.config(
+    return gemma.config(
         GENERATION[name],
-        official_gemma.infer_shapes(OrbaxTree(DATA / name)),
+        gemma.infer_shapes(OrbaxTree(DATA / name)),
         window=config["sliding_window_size"],
         factor=config["global_scale_factor"] or 1.0,
         query_scale=config["query_scale"],
@@ -73,10 +73,10 @@ def decoder_config(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes_are_the_peers(name):
     tree, config = OrbaxTree(DATA / name), peer(name)[2]
-    assert official_gemma.generation(tree) == GENERATION[name]
-    assert official_gemma.infer_shapes(tree) == {
+    assert gemma.generation(tree) == GENERATION[name]
+    assert gemma.infer_shapes(tree) == {
         "vocab_size": config["num_embed"],
-        "width": config["embed_dim"],
+        "d_model": config["embed_dim"],
         "layers": len(config["attention_types"]),
         "heads": config["num_heads"],
         "kv_heads": config["num_kv_heads"],
@@ -113,18 +113,18 @@ def test_released_sizes_are_known_and_others_say_what_to_give():
         checkpoints.load(DATA / "gemma2", config=wrong)
 
 
-@pytest.mark.parametrize("key", official_gemma.RELEASED)
+@pytest.mark.parametrize("key", gemma.RELEASED)
 def test_released_configurations(key, monkeypatch):
     """Width, layers and head_dim of the released sizes; the scale of queries by its rule."""
     of, width, layers = key
     heads, head_dim = {4608: (32, 128), 5376: (32, 128)}.get(width, (8, 256))
     shapes = {
-        "vocab_size": 256, "width": width, "layers": layers, "heads": heads, "kv_heads": heads,
+        "vocab_size": 256, "d_model": width, "layers": layers, "heads": heads, "kv_heads": heads,
         "head_dim": head_dim, "mlp_hidden": 8,
     }  # fmt: skip
-    monkeypatch.setattr(official_gemma, "generation", lambda _: of)
-    monkeypatch.setattr(official_gemma, "infer_shapes", lambda _: shapes)
-    config = official_gemma.released_config(None)
+    monkeypatch.setattr(gemma, "generation", lambda _: of)
+    monkeypatch.setattr(gemma, "infer_shapes", lambda _: shapes)
+    config = gemma.released_config(None)
     assert config.layers == layers and config.final_cap == (30.0 if of == 2 else None)
     scales = {spec.query_scale for spec in config.pattern}
     expected = {4608: LogitScale(144**-0.5), 5376: LogitScale(168**-0.5)}.get(width)
@@ -158,7 +158,7 @@ def test_all_forms_read_the_same(form, tmp_path):
     )
     tree = OrbaxTree(tmp_path)
     assert set(tree.names) == set(official)
-    assert official_gemma.infer_shapes(tree)["layers"] == 7
+    assert gemma.infer_shapes(tree)["layers"] == 7
     for key in tree.names:
         exact = jnp.asarray(official[key], jnp.bfloat16) if form == "bf16" else official[key]
         np.testing.assert_array_equal(tree.read(key), np.asarray(exact), key)

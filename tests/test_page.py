@@ -44,7 +44,7 @@ def test_axes_may_come_in_any_order(tmp_path):
     usage, named, maps = make_usage(), make_named(), [make_map()]
     expected = read(make_page(tmp_path, usage=usage, named=named, maps=maps))
     turned = [maps[0].transpose("key", "query", "head", "layer")]
-    usage, named = usage.transpose("frequency", ...), named.transpose("kind", "head", "layer")
+    usage, named = usage.transpose("pair", ...), named.transpose("kind", "head", "layer")
     assert read(make_page(tmp_path, usage=usage, named=named, maps=turned)) == expected
 
 

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import config as config_lib
-from rope_study import parallel, presets, probes
-from rope_study.checkpoints import own
-from rope_study.decoder import Decoder, fit_layout
+from rope_study import probes, sharding
+from rope_study.checkpoints import runs
+from rope_study.decoder import Decoder, fit_layout, presets
 from rope_study.errors import UserError
-from rope_study.evaluate import evaluate
-from rope_study.train import Trainer
+from rope_study.training import settings
+from rope_study.training.evaluate import evaluate
+from rope_study.training.trainer import Trainer
 
 STEPS = 4
 
 
 def make_config():
-    config = config_lib.default()
+    config = settings.default()
     config.train.steps, config.train.warmup = STEPS, 1
     return config
 
@@ -41,12 +41,12 @@ def train(layout, compute_dtype="float32"):
 
 @pytest.fixture(scope="module")
 def one():
-    return train(parallel.one_device())
+    return train(sharding.one_device())
 
 
 @pytest.fixture(scope="module")
 def eight():
-    return train(parallel.make_layout("data=2,fsdp=2,tensor=2"))
+    return train(sharding.make_layout("data=2,fsdp=2,tensor=2"))
 
 
 def probe(decoder, params):
@@ -89,9 +89,9 @@ def test_probe_and_evaluation_equal_one_device(one, eight):
 def test_checkpoint_of_eight_devices_restores_on_one(one, eight, tmp_path):
     _, trainer, state, _ = eight
     (tmp_path / "checkpoints").mkdir()
-    with own.Manager(tmp_path) as manager:
+    with runs.Manager(tmp_path) as manager:
         trainer.save(manager, STEPS, state)
-    with own.Manager(tmp_path) as manager:
+    with runs.Manager(tmp_path) as manager:
         restored = one[1].restore(manager)
     assert int(restored.step) == STEPS
     assert len(restored.params["embedding"].sharding.device_set) == 1
@@ -100,7 +100,7 @@ def test_checkpoint_of_eight_devices_restores_on_one(one, eight, tmp_path):
 
 
 def test_bfloat16_compute_keeps_f32_parameters_and_trains():
-    _, _, state, losses = train(parallel.make_layout("fsdp=8"), "bfloat16")
+    _, _, state, losses = train(sharding.make_layout("fsdp=8"), "bfloat16")
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(state.params))
     assert losses[-1] < losses[0]
 
@@ -117,18 +117,18 @@ def test_bfloat16_compute_keeps_f32_parameters_and_trains():
 )
 def test_wrong_meshes_are_refused(mesh, message):
     with pytest.raises(UserError, match=message):
-        parallel.make_layout(mesh)
+        sharding.make_layout(mesh)
 
 
 def test_rules_refuse_one_mesh_axis_twice():
-    rules = parallel.Rules(mlp="fsdp")
+    rules = sharding.Rules(mlp="fsdp")
     with pytest.raises(UserError, match="twice over the same mesh axis"):
-        parallel.make_layout("fsdp=8", rules).spec(("embed", "mlp"))
+        sharding.make_layout("fsdp=8", rules).spec(("embed", "mlp"))
 
 
 def test_rows_must_divide_over_devices():
     with pytest.raises(UserError, match=r"batch of 6 rows does not divide over 8"):
-        parallel.make_layout("fsdp=8").place(np.zeros((6, 3), np.int32))
+        sharding.make_layout("fsdp=8").place(np.zeros((6, 3), np.int32))
 
 
 def test_distributed_starts_where_the_environment_says_so(monkeypatch):
@@ -136,8 +136,8 @@ def test_distributed_starts_where_the_environment_says_so(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
     for name in ("JAX_COORDINATOR_ADDRESS", "TPU_ML_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
-    parallel.start()
+    sharding.start()
     assert calls == []
     monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")  # what JAX sets on a Cloud TPU VM
-    parallel.start()
+    sharding.start()
     assert calls == [((), {})]

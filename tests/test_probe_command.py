@@ -11,10 +11,11 @@ import pytest
 import xarray
 from absl import flags
 
-from rope_study import command, parallel, presets, probe, probes
-from rope_study.checkpoints import own
+from rope_study import command, probe, probes, sharding
+from rope_study.checkpoints import runs
 from rope_study.data import Text, load_tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, presets
+from rope_study.reports import model
 
 LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twice. "
 
@@ -23,12 +24,12 @@ LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twic
 def run(tmp_path_factory):
     """A run's folder with random weights."""
     folder = tmp_path_factory.mktemp("run")
-    layout = parallel.one_device()
+    layout = sharding.one_device()
     decoder = Decoder(presets.tiny(), layout)
     params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    own.write_model(folder, decoder.config, load_tokenizer("bytes"))
-    with own.Manager(folder) as manager:
-        manager.save(1, {own.PARAMS: params, own.OPTIMIZER: {"none": jnp.zeros(1)}})
+    runs.write_model(folder, decoder.config, load_tokenizer("bytes"))
+    with runs.Manager(folder) as manager:
+        manager.save(1, {runs.PARAMS: params, runs.OPTIMIZER: {"none": jnp.zeros(1)}})
     return folder
 
 
@@ -83,10 +84,10 @@ def test_command_writes_data_figures_and_page(run, tmp_path, capfd):
 
 def test_given_strings_and_every_probe(run, tmp_path):
     out = tmp_path / "probed"
-    every = ",".join(probe.PROBES)
+    every = ",".join(model.PROBES)
     arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--string={LONG * 2}"]
     assert not run_command(*arguments, f"--probes={every}", f"--out={out}")
-    assert {path.stem for path in out.glob("*.nc")} == {*probe.PROBES, "head_names"}
+    assert {path.stem for path in out.glob("*.nc")} == {*model.PROBES, "head_names"}
     usage = xarray.load_dataset(out / "frequency_usage.nc")
     assert usage.tokens == 2 + 3 * len(LONG)  # each begins with BOS
     assert not (out / "figures" / "fig_19_usage_by_domain.png").exists()
@@ -100,8 +101,8 @@ def test_texts_that_fill_up_devices_count_once():
     ]
     texts = [Text(LONG), Text(LONG * 2, "a"), Text("Say it. " * 5, "b")] * 3
     found = [
-        probe.probe(Decoder(config, layout), params, tokenizer, texts, ["frequency_usage"], batch=n)
-        for layout, n in ((parallel.make_layout("data=8"), 8), (parallel.one_device(), 2))
+        model.probe(Decoder(config, layout), params, tokenizer, texts, ["frequency_usage"], batch=n)
+        for layout, n in ((sharding.make_layout("data=8"), 8), (sharding.one_device(), 2))
     ]
     many, one = (f.datasets["frequency_usage"] for f in found)
     assert many.tokens == one.tokens
@@ -118,7 +119,7 @@ def test_likeliest_heads_have_the_largest_scores():
         {"scores": (("layer", "head", "kind"), scores)},
         coords={"kind": np.array(["diagonal", "sink"], object)},
     )
-    assert probe.likeliest_heads(named) == {"most diagonal": (1, 2), "most sink": (0, 1)}
+    assert model.likeliest_heads(named) == {"most diagonal": (1, 2), "most sink": (0, 1)}
 
 
 WRONG = {
@@ -162,5 +163,5 @@ def test_a_folder_with_files_is_left_alone(run, tmp_path, capfd):
 
 def test_every_probe_of_the_command_is_a_probe():
     tokenizer = load_tokenizer("bytes")
-    for name, make in probe.PROBES.items():
+    for name, make in model.PROBES.items():
         assert isinstance(make(tokenizer), probes.Probe) and make(tokenizer).name == name

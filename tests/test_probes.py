@@ -11,21 +11,20 @@ import pytest
 import xarray
 from test_llama2c import write as write_llama2c
 
-from rope_study import attention, checkpoints, presets, probes, rotary, theory
-from rope_study.architecture import LayerSpec
+from rope_study import checkpoints, probes, rotary, theory
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder
-from rope_study.encodings import parse
+from rope_study.decoder import Decoder, LayerSpec, attention, presets
+from rope_study.decoder.attention_scores import Alibi
+from rope_study.decoder.query_scaling import LogN
 from rope_study.errors import UserError
-from rope_study.logits import Alibi
-from rope_study.parallel import make_layout
-from rope_study.probes.capture import capture
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
+from rope_study.probes.one_text import capture
 from rope_study.probes.rotary_outliers import pair_angles, sign_over
 from rope_study.probes.run import compiled
 from rope_study.probes.spectral import spectrum
-from rope_study.query import LogN
+from rope_study.rotary import parse
+from rope_study.sharding import make_layout
 
 # One layer of each sort: with an attention factor; local, without rotation; in chunks, with a bias.
 MIXED = dataclasses.replace(
@@ -35,7 +34,7 @@ MIXED = dataclasses.replace(
     pattern=(
         LayerSpec(parse("yarn_rope(factor=4, context=64)")),
         LayerSpec(rotary.nope(), window=9),
-        LayerSpec(rotary.p_rope(0.5), chunk=5, logits=Alibi(), query_scale=LogN()),
+        LayerSpec(rotary.p_rope(0.5), chunk=5, score_function=Alibi(), query_scale=LogN()),
     ),
 )
 DELIMITERS = [5, 6, 7, 8, 9, 10, 11, 12]
@@ -170,11 +169,11 @@ def test_what_is_given_besides_activations(mixed):
     tokens = texts(24)[0][None]
 
     def read(activations):
-        return {"reads": activations["reads"][None], "tokens": activations["tokens"]}
+        return {"key_counts": activations["key_counts"][None], "tokens": activations["tokens"]}
 
     for found, spec in zip(capture(*mixed, tokens, read), MIXED.pattern, strict=True):
         mask = attention.causal_mask(24, window=spec.window, chunk=spec.chunk)
-        np.testing.assert_array_equal(found["reads"][0], mask.sum(axis=1))
+        np.testing.assert_array_equal(found["key_counts"][0], mask.sum(axis=1))
         np.testing.assert_array_equal(found["tokens"], tokens)
 
 
@@ -184,9 +183,9 @@ def test_norms_after_rotation_are_those_before_times_the_attention_factor(mixed)
 
     for found, spec in zip(capture(*mixed, texts(24)[0][None], read), MIXED.pattern, strict=True):
         turns = spec.rotary.inverse_frequencies(16)
-        factor = rotary.pair_scale(turns, spec.rotary.attention_factor)
+        factor = rotary.pair_scale(turns, spec.rotary.scaling)
         np.testing.assert_allclose(found["q_rotated"], found["q"] * factor, rtol=1e-4)
-    assert MIXED.pattern[0].rotary.attention_factor > 1.1
+    assert MIXED.pattern[0].rotary.scaling > 1.1
 
 
 # --- head patterns ----------------------------------------------------------------------------
@@ -379,7 +378,7 @@ def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_p
     decoder, params = checkpoints.load(tmp_path / "model.bin", mesh="data=8")
     text, head, i, j = np.array([1, 7, 3, 19, 0, 7]), 3, 5, 2
     got = probes.contributions(decoder, params, text, 0, head, i, j)
-    x = a["token_embedding"][text].astype(np.float64)
+    x = a["per_layer_embedding"][text].astype(np.float64)
     h = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * a["rms_att"][0]
     q = (h[i] @ a["wq"][0].T).reshape(4, 4)[head]
     k = (h[j] @ a["wk"][0].T).reshape(2, 4)[head // 2]
@@ -519,11 +518,11 @@ def test_a_planted_outlier_is_found_with_its_angle(mixed):
         outlier = got[f"{name}_outlier"]
         np.testing.assert_array_equal(outlier, np.broadcast_to(np.arange(8) == 5, outlier.shape))
     angles = np.broadcast_to([2.0, 2.0, 1.8, 1.8], (3, 4))  # heads 0 and 1 read key head 0
-    np.testing.assert_allclose(got.phi.sel(frequency=5), angles, atol=1e-5)
-    np.testing.assert_allclose(got.resultant.sel(frequency=5), 1.0, atol=1e-5)
-    assert (got.resultant.sel(frequency=4) < 0.95).any()
+    np.testing.assert_allclose(got.phi.sel(pair=5), angles, atol=1e-5)
+    np.testing.assert_allclose(got.resultant.sel(pair=5), 1.0, atol=1e-5)
+    assert (got.resultant.sel(pair=4) < 0.95).any()
     # g_5 = 10^-2.5 turns 0.08 radians in 24 tokens, so its cosine stays negative; YaRN's less.
-    assert (got.sign.sel(frequency=5) == -1).all()
+    assert (got.sign.sel(pair=5) == -1).all()
     assert got.q_outliers_within.item() == got.k_outliers_within.item() == 1
     cycles = np.stack([spec.rotary.inverse_frequencies(16) for spec in MIXED.pattern]) * 24 / 6.2832
     assert got.pairs_within.item() == pytest.approx((cycles < 1).mean())
@@ -652,7 +651,7 @@ def test_token_influence_is_the_norm_of_the_jacobian(change):
         return apply[0][0, -1]
 
     jacobian = jax.jacfwd(last)(params["embedding"][text])  # [D, T, D]
-    scale = config.width**0.5 if config.scale_embedding else 1
+    scale = config.d_model**0.5 if config.scale_embedding else 1
     expected = np.linalg.norm(np.asarray(jacobian), axis=(0, 2)) / scale
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
     reach = 2 * config.layers
@@ -721,6 +720,6 @@ def test_wrong_texts_and_places_are_refused(mixed, call, message):
 
 
 def test_token_influence_needs_a_decoder_that_reads_tokens_once():
-    config = dataclasses.replace(presets.tiny(), token_width=4, token_vocab=256)
+    config = dataclasses.replace(presets.tiny(), per_layer_dim=4, per_layer_vocab_size=256)
     with pytest.raises(UserError, match="every layer of this decoder reads the tokens anew"):
         probes.token_influence(Decoder(config), {}, [1, 2])

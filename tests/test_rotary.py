@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import encodings, rotary
+from rope_study import rotary
 from rope_study.errors import UserError
 
 HEAD_DIM = 64
@@ -125,40 +125,40 @@ def test_encodings_are_equal_by_spelling_and_otherwise_by_function():
 
 
 def test_spellings_are_parsed_strictly():
-    assert encodings.parse("p_rope(0.5, theta=500_000)") == rotary.p_rope(0.5, 500_000)
+    assert rotary.parse("p_rope(0.5, theta=500_000)") == rotary.p_rope(0.5, 500_000)
     for p in (0.75, 1 / 3, 0.123456789):  # a name keeps every digit: it is read back from files
-        assert encodings.parse(rotary.p_rope(p).name) == rotary.p_rope(p)
+        assert rotary.parse(rotary.p_rope(p).name) == rotary.p_rope(p)
     assert rotary.p_rope(0.123456789) != rotary.p_rope(0.123457)
-    assert encodings.parse(" nope ") == rotary.nope()
-    assert encodings.parse("rope()") == rotary.rope()
-    assert encodings.parse("p_rope(0.5)") != rotary.p_rope(0.25)
+    assert rotary.parse(" nope ") == rotary.nope()
+    assert rotary.parse("rope()") == rotary.rope()
+    assert rotary.parse("p_rope(0.5)") != rotary.p_rope(0.25)
     with pytest.raises(UserError, match=r"unknown encoding 'ropee'.*'rope'.*config\.model\.rotary"):
-        encodings.parse("ropee")
+        rotary.parse("ropee")
     with pytest.raises(UserError, match=r"no parameter 'thta'.*'theta'"):
-        encodings.parse("rope(thta=3)")
+        rotary.parse("rope(thta=3)")
     with pytest.raises(UserError, match=r"p=1.5 must lie in \[0, 1\].*config"):
-        encodings.parse("p_rope(1.5)")
+        rotary.parse("p_rope(1.5)")
     for bad in ("rope(theta=open('x'))", "rope(", "__import__('os').system('x')", "1 + 1", ""):
         with pytest.raises(UserError, match="not understood"):
-            encodings.parse(bad)
+            rotary.parse(bad)
     for bad in ("rope('a')", "p_rope(None)", "p_rope(True)"):
         with pytest.raises(UserError, match="must be a number"):
-            encodings.parse(bad)
+            rotary.parse(bad)
     with pytest.raises(UserError, match="too many"):
-        encodings.parse("rope(1, 2, 3)")
+        rotary.parse("rope(1, 2, 3)")
     with pytest.raises(UserError, match="theta=0\\.5 must be"):
-        encodings.parse("rope(0.5)")
+        rotary.parse("rope(0.5)")
 
 
 def test_a_function_of_the_users_own_is_an_encoding():
     def half_speed(x, positions):
         return rotary.rotate(x, positions, rotary.rope().inverse_frequencies(x.shape[-1]) / 2)
 
-    assert encodings.parse(half_speed) is half_speed
-    assert encodings.parse("rope_study.rotary:rotate") is rotary.rotate
-    assert encodings.name_of(rotary.rotate) == "rope_study.rotary:rotate"
+    assert rotary.parse(half_speed) is half_speed
+    assert rotary.parse("rope_study.rotary:rotate") is rotary.rotate
+    assert rotary.name_of(rotary.rotate) == "rope_study.rotary:rotate"
     with pytest.raises(UserError, match="cannot be imported"):
-        encodings.parse("rope_study.rotary:no_such_function")
+        rotary.parse("rope_study.rotary:no_such_function")
 
 
 def test_odd_head_dim_is_refused():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rope_study.checkpoints import tensor_files
-from rope_study.checkpoints.tensor_files import TensorFiles
+from rope_study.checkpoints.hugging_face import tensor_files
+from rope_study.checkpoints.hugging_face.tensor_files import TensorFiles
 from rope_study.errors import UserError
 
 

@@ -10,12 +10,11 @@ import matplotlib.text
 import numpy as np
 import pytest
 
-from rope_study import presets, theory
-from rope_study.decoder import Decoder
-from rope_study.encodings import parse
+from rope_study import theory
+from rope_study.decoder import Decoder, presets
 from rope_study.errors import UserError
 from rope_study.figures import theory as theory_figures
-from rope_study.rotary import nope, p_rope, reversed_p_rope, rope
+from rope_study.rotary import nope, p_rope, parse, reversed_p_rope, rope
 from rope_study.theory.semantic import _first_failure
 
 TURNING = {e.name: e for e in (rope(), rope(500_000), p_rope(0.5), reversed_p_rope(0.5))}
@@ -248,7 +247,7 @@ def test_thm_5_3_high_frequencies_are_sharper_until_they_wrap_around():
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("frequency", [0.9, 0.31, 0.07])
+@pytest.mark.parametrize("pair", [0.9, 0.31, 0.07])
 def test_thm_5_3_context_is_where_the_neighbour_stops_being_the_nearest_rival(frequency, offset):
     def check(context):
         rivals = np.delete(theory.thm_5_3_gaps(frequency, context, offset), offset)
@@ -353,7 +352,7 @@ def test_thm_6_1_two_tokens_are_never_at_one_place():
     assert _first_failure(np.array([2.0, 1.0]), np.array([0.0, 1.5]), 0.0) is None
 
 
-@pytest.mark.parametrize("frequency", [1.4, 0.5, 0.1, 0.013])
+@pytest.mark.parametrize("pair", [1.4, 0.5, 0.1, 0.013])
 def test_thm_6_1_closed_form_for_a_parallel_distractor(frequency):
     failure = theory.thm_6_1([1, 0], [1, 0], [0.5, 0], [frequency], limit=1000)
     assert failure.length == math.ceil(math.acos(0.5) / frequency) + 1
@@ -398,7 +397,7 @@ def largest_gap(frequency, count):
     return np.diff(points, append=points[0] + 2 * np.pi).max()
 
 
-@pytest.mark.parametrize("frequency", [1.0, 0.3, 2.9, 0.01, 5.0, 10_000 ** (-3 / 8)])
+@pytest.mark.parametrize("pair", [1.0, 0.3, 2.9, 0.01, 5.0, 10_000 ** (-3 / 8)])
 @pytest.mark.parametrize("arc", [3.0, 0.5, 0.02])
 def test_thm_6_1_visits_every_arc(frequency, arc):
     def check(count):

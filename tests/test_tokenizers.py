@@ -11,11 +11,13 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
-from rope_study import checkpoints, config, data, presets
-from rope_study.checkpoints import own
-from rope_study.data.base_tokenizer import label
-from rope_study.data.hugging_face_tokenizer import SETTINGS_FILE
+from rope_study import checkpoints, data
+from rope_study.checkpoints import runs
+from rope_study.data.tokenizers.base import label
+from rope_study.data.tokenizers.hugging_face import SETTINGS_FILE
+from rope_study.decoder import presets
 from rope_study.errors import UserError
+from rope_study.training import settings
 
 SENTENCES = ["the cat sat on the mat", "a dog sat on the log", "rotary pairs turn at a frequency"]
 DECODER = presets.get("small")
@@ -174,12 +176,12 @@ def test_ids_outside_the_vocabulary(tokenizer):
 def test_a_run_carries_its_tokenizer(tokenizer, tmp_path):
     """What a run's folder holds is enough, wherever the original went."""
     for _ in range(2):  # a run that goes on writes again
-        own.write_model(tmp_path, DECODER, tokenizer)
+        runs.write_model(tmp_path, DECODER, tokenizer)
     loaded = checkpoints.load_tokenizer(tmp_path)
     assert type(loaded) is type(tokenizer)
     assert (loaded.bos, loaded.vocab_size) == (tokenizer.bos, tokenizer.vocab_size)
     np.testing.assert_array_equal(loaded.encode("the cat"), tokenizer.encode("the cat"))
-    own.write_model(tmp_path, DECODER, loaded)
+    runs.write_model(tmp_path, DECODER, loaded)
     assert checkpoints.load_tokenizer(tmp_path).decode(tokenizer.encode("the cat")) == "the cat"
 
 
@@ -297,7 +299,7 @@ def test_where_bos_comes_from(tmp_path, settings, model, bos):
     assert tokens[1].tolist() == [*start, *tokenizer.encode("the cat sat on")]
     run = tmp_path / "run"
     run.mkdir()
-    own.write_model(run, DECODER, tokenizer)
+    runs.write_model(run, DECODER, tokenizer)
     assert checkpoints.load_tokenizer(run).bos == bos
 
 
@@ -336,7 +338,7 @@ def test_training_needs_bos(tmp_path):
     train_byte_level(path, SPECIAL)
     beside(path, SETTINGS_FILE, {"bos_token": None})
     tokenizer = data.load_tokenizer(path)
-    settings = config.default()
+    settings = settings.default()
     settings.data.tokenizer = str(path)
     settings.data.path = str(tmp_path / "none, and not even looked for")
     stream = np.zeros(100, np.uint16)
@@ -519,7 +521,7 @@ def test_home_is_found_and_carried_along(models, tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(open(models["sentencepiece"], "rb").read())
     (tmp_path / "run").mkdir()
     for spec in ("~/tokenizer.model", "~"):
-        own.write_model(tmp_path / "run", DECODER, data.load_tokenizer(spec))
+        runs.write_model(tmp_path / "run", DECODER, data.load_tokenizer(spec))
         assert checkpoints.load_tokenizer(tmp_path / "run").decode([]) == ""
 
 

@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 from examples import ENCODINGS
 
-from rope_study import config as config_lib
-from rope_study import encodings, logits, norm, patterns, presets, query, rotary, variants, workdir
-from rope_study.architecture import LayerSpec
-from rope_study.checkpoints import own
+from rope_study import rotary
+from rope_study.checkpoints import runs
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import (
+    Decoder,
+    LayerSpec,
+    attention_scores,
+    layer_patterns,
+    norms,
+    presets,
+    query_scaling,
+    variants,
+)
 from rope_study.errors import UserError
+from rope_study.training import run_folder, settings
 
 TINY = presets.tiny()
 
@@ -24,18 +32,22 @@ TINY = presets.tiny()
 def test_a_variant_changes_what_it_names_in_all_layers():
     name, config = variants.apply(TINY, "nope + alibi() + ss_max(start=0.43)")
     assert name == "nope() + ss_max(start=0.43) + alibi()"
-    spec = LayerSpec(rotary.nope(), query_scale=query.SSMax(0.43), logits=logits.Alibi())
+    spec = LayerSpec(
+        rotary.nope(),
+        query_scale=query_scaling.SSMax(0.43),
+        score_function=attention_scores.Alibi(),
+    )
     assert config.pattern == (spec,)
     assert variants.apply(TINY, name) == (name, config)  # canonical names read back
     assert variants.name_of(spec) == name
-    assert variants.apply(config, "rope")[1].pattern[0].logits == logits.Alibi()
+    assert variants.apply(config, "rope")[1].pattern[0].logits == attention_scores.Alibi()
 
 
 def test_a_pattern_comes_first_and_the_rest_changes_its_layers():
     name, config = variants.apply(TINY, "ss_max() + gemma3(window=64)")
     assert name == "gemma3(window=64) + ss_max(start=1)"
     assert [spec.window for spec in config.pattern] == [64] * 5 + [None]
-    assert {spec.query_scale for spec in config.pattern} == {query.SSMax()}
+    assert {spec.query_scale for spec in config.pattern} == {query_scaling.SSMax()}
 
 
 def test_an_encoding_object_or_function_is_a_variant():
@@ -45,11 +57,11 @@ def test_an_encoding_object_or_function_is_a_variant():
     assert config.pattern[0].rotary is rotary.pairs
 
 
-@pytest.mark.parametrize("table", variants.TABLES)
+@pytest.mark.parametrize("table", variants.REGISTRIES)
 def test_every_name_reads_back(table):
-    for name, make in variants.TABLES[table].items():
+    for name, make in variants.REGISTRIES[table].items():
         spelling = ENCODINGS[name] if table == "rotary" else name
-        if table in variants.PARTS:
+        if table in variants.COMPONENTS:
             assert variants.part(table, make().name) == make() and hash(make()) == hash(make())
         canonical, config = variants.apply(TINY, spelling)
         assert variants.name(spelling) == canonical
@@ -84,24 +96,28 @@ def layers(pattern):
 
 
 def test_patterns_place_local_and_global_layers():
-    assert layers(patterns.gemma2()) == [(True, 4096, None), (True, None, None)]
-    assert layers(patterns.gemma3(window=512)) == [(True, 512, None)] * 5 + [(True, None, None)]
-    assert layers(patterns.irope()) == [(True, None, 8192)] * 3 + [(False, None, None)]
-    assert layers(patterns.smollm3()) == [(True, None, None)] * 3 + [(False, None, None)]
-    assert layers(patterns.rnope_swa()) == [(True, 4096, None)] * 3 + [(False, None, None)]
+    assert layers(layer_patterns.gemma2()) == [(True, 4096, None), (True, None, None)]
+    assert layers(layer_patterns.gemma3(window=512)) == [(True, 512, None)] * 5 + [
+        (True, None, None)
+    ]
+    assert layers(layer_patterns.irope()) == [(True, None, 8192)] * 3 + [(False, None, None)]
+    assert layers(layer_patterns.smollm3()) == [(True, None, None)] * 3 + [(False, None, None)]
+    assert layers(layer_patterns.rnope_swa()) == [(True, 4096, None)] * 3 + [(False, None, None)]
 
 
 def test_patterns_have_their_bases_and_parts():
-    local, *_, far = patterns.gemma3()
+    local, *_, far = layer_patterns.gemma3()
     assert (local.rotary, far.rotary) == (rotary.rope(10_000), rotary.rope(1_000_000))
-    assert local.qk_norm == far.qk_norm == norm.QKNorm()
-    local, *_, far = patterns.gemma4()
+    assert local.qk_norm == far.qk_norm == norms.QKNorm()
+    local, *_, far = layer_patterns.gemma4()
     assert (local.rotary, far.rotary) == (rotary.rope(10_000), rotary.p_rope(0.25, 1_000_000))
-    assert local.query_scale == far.query_scale == query.LogitScale(1.0)
-    assert {spec.logits for spec in patterns.gemma2()} == {logits.SoftCap(50.0)}
-    local, *_, far = patterns.irope()
-    assert (local.qk_norm, local.query_scale) == (norm.QKNormFixed(), None)
-    assert (far.qk_norm, far.query_scale) == (None, query.Llama4Temperature())
+    assert local.query_scale == far.query_scale == query_scaling.LogitScale(1.0)
+    assert {spec.score_function for spec in layer_patterns.gemma2()} == {
+        attention_scores.SoftCap(50.0)
+    }
+    local, *_, far = layer_patterns.irope()
+    assert (local.qk_norm, local.query_scale) == (norms.QKNormFixed(), None)
+    assert (far.qk_norm, far.query_scale) == (None, query_scaling.Llama4Temperature())
 
 
 def test_scan_equals_unrolled_where_layers_have_different_arrays():
@@ -121,7 +137,7 @@ def test_scan_equals_unrolled_where_layers_have_different_arrays():
 
 
 def settings(**model):
-    config = config_lib.default()
+    config = settings.default()
     config.model.preset = "tiny"
     config.model.update(model)
     return config
@@ -129,13 +145,15 @@ def settings(**model):
 
 def test_settings_set_the_pattern_and_the_parts():
     config = settings(pattern="gemma3(window=8)", query_scale="log_n()", logits="alibi()")
-    decoder = config_lib.decoder_config(config, 256)
+    decoder = settings.decoder_config(config, 256)
     expected = [
-        dataclasses.replace(spec, query_scale=query.LogN(), logits=logits.Alibi())
-        for spec in patterns.gemma3(window=8)
+        dataclasses.replace(
+            spec, query_scale=query_scaling.LogN(), score_function=attention_scores.Alibi()
+        )
+        for spec in layer_patterns.gemma3(window=8)
     ]
     assert decoder.pattern == tuple(expected)
-    assert config_lib.decoder_config(settings(), 256).pattern == (LayerSpec(),)
+    assert settings.decoder_config(settings(), 256).pattern == (LayerSpec(),)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +168,13 @@ def test_settings_set_the_pattern_and_the_parts():
 )
 def test_wrong_settings_are_refused(model, message):
     with pytest.raises(UserError, match=message):
-        config_lib.check(settings(**model))
+        settings.check(settings(**model))
 
 
 def test_settings_at_none_are_no_part_of_a_runs_identity():
     """So that a run from before they existed goes on."""
-    assert not {"model.logits", "model.pattern"} & workdir.identity(settings()).keys()
-    assert workdir.identity(settings(logits="alibi()"))["model.logits"] == "alibi()"
+    assert not {"model.score_function", "model.pattern"} & run_folder.identity(settings()).keys()
+    assert run_folder.identity(settings(logits="alibi()"))["model.score_function"] == "alibi()"
 
 
 # --- model.json and evaluation ----------------------------------------------------------------
@@ -165,48 +183,48 @@ def test_settings_at_none_are_no_part_of_a_runs_identity():
 def test_model_json_reads_back(tmp_path):
     _, config = variants.apply(TINY, "irope(chunk=8) + t5_bias(buckets=8)")
     config = dataclasses.replace(config, layers=4)
-    own.write_model(tmp_path, config, load_tokenizer("bytes"))
-    assert own.read_model(tmp_path) == config
+    runs.write_model(tmp_path, config, load_tokenizer("bytes"))
+    assert runs.read_model(tmp_path) == config
 
 
 def test_model_json_from_before_reads_back(tmp_path):
-    own.write_model(tmp_path, TINY, load_tokenizer("bytes"))
-    file = tmp_path / own.MODEL_FILE
+    runs.write_model(tmp_path, TINY, load_tokenizer("bytes"))
+    file = tmp_path / runs.MODEL_FILE
     fields = json.loads(file.read_text())
     fields["decoder"]["pattern"] = [{"rotary": "rope(theta=10000)", "window": None}]
     file.write_text(json.dumps(fields))
-    assert own.read_model(tmp_path) == TINY
+    assert runs.read_model(tmp_path) == TINY
 
 
 def save(folder, config):
     """A run with one checkpoint of initial weights."""
     init = Decoder(config).init(jax.random.key(0), method=lambda module: module.embedding)
     params = nn.unbox(init)["params"]
-    own.write_model(folder, config, load_tokenizer("bytes"))
+    runs.write_model(folder, config, load_tokenizer("bytes"))
     (folder / "checkpoints").mkdir()
-    with own.Manager(folder) as manager:
-        manager.save(1, {own.PARAMS: params})
+    with runs.Manager(folder) as manager:
+        manager.save(1, {runs.PARAMS: params})
     return params
 
 
 def test_a_trained_model_runs_with_another_encoding(tmp_path):
     """One argument: p-RoPE in place of RoPE, with a scale that needs no training."""
     params = save(tmp_path, TINY)
-    decoder, loaded = own.load(tmp_path, rotary="p_rope(p=0.5) + log_n(train_length=16)")
-    spec = LayerSpec(rotary.p_rope(0.5), query_scale=query.LogN(16))
+    decoder, loaded = runs.load(tmp_path, rotary="p_rope(p=0.5) + log_n(train_length=16)")
+    spec = LayerSpec(rotary.p_rope(0.5), query_scale=query_scaling.LogN(16))
     assert decoder.config.pattern == (spec,)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     tokens = jnp.tile(jnp.arange(24), (8, 1))  # a row a device
     expected = Decoder(decoder.config).apply({"params": params}, tokens)[0]
     np.testing.assert_allclose(decoder.apply({"params": loaded}, tokens)[0], expected, atol=1e-5)
     with pytest.raises(UserError, match=r"needs .*ss_max_scale.* did not train"):
-        own.load(tmp_path, rotary="rope + ss_max()")
+        runs.load(tmp_path, rotary="rope + ss_max()")
 
 
 def test_arrays_of_the_encoding_that_was_replaced_are_left_out(tmp_path):
     _, config = variants.apply(TINY, "nope + t5_bias()")
     params = save(tmp_path, config)
-    decoder, loaded = own.load(tmp_path, rotary="alibi()")
-    assert encodings.name_of(decoder.config.pattern[0].rotary) == "nope()"
+    decoder, loaded = runs.load(tmp_path, rotary="alibi()")
+    assert rotary.name_of(decoder.config.pattern[0].rotary) == "nope()"
     assert set(loaded) == set(params) - {"shared"}
     decoder.apply({"params": loaded}, jnp.tile(jnp.arange(4), (8, 1)))

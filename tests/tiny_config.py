@@ -1,10 +1,10 @@
 """A study that compiles and trains in seconds, for the tests of whole commands."""
 
-from rope_study import config as config_lib
+from rope_study.training import settings
 
 
 def get_config():
-    config = config_lib.default()
+    config = settings.default()
     config.encodings = ("rope", "nope")
     config.data.length = 32
     config.data.batch_size = 8

@@ -1,7 +1,7 @@
 """Where a decoder first differs from a peer: the tool for porting a model.
 
 The peer's activations go into one dictionary (docs/checkpoints.md shows how to catch them in
-Transformers); names are those of rope_study.layer.ACTIVATIONS behind their layer:
+Transformers); names are those of rope_study.layer.HOOK_POINTS behind their layer:
 
     golden = {"tokens": ..., "embedding": ..., "layer_0/q_rotated": ..., "layer_0/residual": ...,
               "logits": ...}
@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import rotary
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, Probe
 from rope_study.errors import UserError, nearest
 
 # In the order in which a layer makes them.
-COMPARED = ("q", "q_rotated", "v", "k", "k_rotated", "mixed", "residual")
+COMPARED = ("q", "q_rotated", "v", "k", "k_rotated", "attention_output", "residual")
 WITH_PAIRS = ("q", "k", "q_rotated", "k_rotated")
 
 
@@ -103,7 +103,7 @@ def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, 
     @jax.jit
     def run(params: dict):
         apply = lambda *args, **kw: decoder.apply({"params": params}, tokens, *args, **kw)  # noqa: E731
-        logits, aux = apply(probes=[_Seen()])
+        logits, aux = apply(probes=[Probe("seen", COMPARED, _everything)])
         return apply(method="embed"), aux["seen"], logits
 
     embedding, layers, logits = run(params)
@@ -113,14 +113,8 @@ def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, 
     return {name: np.asarray(value) for name, value in (found | {"logits": logits}).items()}
 
 
-class _Seen:
-    """A probe that hands everything out."""
-
-    name = "seen"
-    reads = COMPARED
-
-    def measure(self, activations: Mapping, weights: jax.Array) -> dict:
-        return {name: value for name, value in activations.items() if name in COMPARED}
+def _everything(activations: Mapping, weights: jax.Array) -> dict:
+    return {name: value for name, value in activations.items() if name in COMPARED}
 
 
 def _row(name: str, ours: np.ndarray, golden: np.ndarray, tolerance: float) -> Row:

@@ -1,13 +1,16 @@
 """Data: text in, tokens, and batches that are a function of (seed, step)."""
 
-from rope_study.data.base_tokenizer import Tokenizer
 from rope_study.data.batches import TrainBatches, Windows, held_out_batches, tokenize
 from rope_study.data.corpus import Corpus, load_corpus
-from rope_study.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from rope_study.data.llama2c_tokenizer import Llama2cTokenizer
-from rope_study.data.sources import fingerprint, read_documents, split
-from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
-from rope_study.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
+from rope_study.data.documents import fingerprint, read_documents, split
+from rope_study.data.passages import DOMAINS, PASSAGES
+from rope_study.data.texts import Text, load_texts
+from rope_study.data.tokenizers.base import Tokenizer
+from rope_study.data.tokenizers.bytes import ByteTokenizer
+from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
+from rope_study.data.tokenizers.load import load_tokenizer
+from rope_study.data.tokenizers.sentencepiece import SentencePieceTokenizer
 
 __all__ = [
     "DOMAINS",

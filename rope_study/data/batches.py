@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm import tqdm
 
-from rope_study.data.base_tokenizer import Tokenizer, no_bos
+from rope_study.data.tokenizers.base import Tokenizer, no_bos
 from rope_study.errors import UserError
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import ml_collections
 import numpy as np
 
-from rope_study.data import base_tokenizer, batches, sources, tokenizers
+from rope_study.data import batches, documents
+from rope_study.data.tokenizers import base, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Corpus:
 
     name: str
     fingerprint: str
-    tokenizer: base_tokenizer.Tokenizer
+    tokenizer: base.Tokenizer
     train: np.ndarray
     held_out: np.ndarray
     length: int
@@ -51,13 +52,13 @@ def load_corpus(config: ml_collections.ConfigDict) -> Corpus:
         loaded, or has no BOS id.
     """
     settings = config.data
-    tokenizer = tokenizers.load_tokenizer(settings.tokenizer)
+    tokenizer = load.load_tokenizer(settings.tokenizer)
     tokenizer.required_bos()  # before a large text is read
-    documents = sources.read_documents(settings.path)
-    train, held_out = sources.split(documents, settings.held_out)
+    texts = documents.read_documents(settings.path)
+    train, held_out = documents.split(texts, settings.held_out)
     corpus = Corpus(
         settings.path,
-        sources.fingerprint(documents),
+        documents.fingerprint(texts),
         tokenizer,
         batches.tokenize(train, tokenizer, progress=True),
         batches.tokenize(held_out, tokenizer),

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, label_pairs, new_figure
+from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, label_pairs, new_figure
 
 MOST_LABELS = 48  # tokens that can be read along an axis
 SIGNED_MAP = "PuOr"  # orange below 0, violet above; told apart by colour-blind readers
@@ -54,11 +54,11 @@ def attention_by_band(
 
     Args:
       attention: [query, key] of probes.attention_map.
-      contribution: [query, key, frequency] of probes.contribution_map, of the same head and text.
+      contribution: [query, key, pair] of probes.contribution_map, of the same head and text.
       bands: title -> the rotary pairs of a band, counted from the fastest.
     """
-    sums = {name: contribution.isel(frequency=list(pairs)) for name, pairs in bands.items()}
-    sums = {name: part.sum("frequency", skipna=False) for name, part in sums.items()}
+    sums = {name: contribution.isel(pair=list(pairs)) for name, pairs in bands.items()}
+    sums = {name: part.sum("pair", skipna=False) for name, part in sums.items()}
     columns = 1 + len(bands)
     figure = new_figure(
         (4.4 * columns + 1, 5.2), f"Logits by band: {_head(attention)}\n{_model(attention)}"
@@ -83,7 +83,7 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
     A band that adds to the first token and takes from others sends a head to BOS.
 
     Args:
-      contribution: [query, key, frequency] of probes.contribution_map.
+      contribution: [query, key, pair] of probes.contribution_map.
     """
     rest = contribution.isel(query=slice(1, None))
     lines = {
@@ -118,7 +118,7 @@ def logit_by_pair(found: xr.Dataset) -> Figure:
         place += f": {about['query_token']!r} on {about['key_token']!r}"
     figure = new_figure((8, 4.2), f"One logit by pair: {_head(found)}, {place}\n{_model(found)}")
     axes = figure.subplots()
-    at = np.arange(found.sizes["frequency"])
+    at = np.arange(found.sizes["pair"])
     bound = f"bound: {found.logit_bound:.2f} in all"
     for sign in (1, -1):
         drawn = {"color": "0.85", "width": 1, "label": bound if sign > 0 else None}

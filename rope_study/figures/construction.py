@@ -9,7 +9,7 @@ from matplotlib.patches import Circle
 
 from rope_study import theory
 from rope_study.errors import UserError
-from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, new_figure
+from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, new_figure
 
 QUERY, KEY = LINE_COLOURS[4], LINE_COLOURS[2]
 UP = math.pi / 2

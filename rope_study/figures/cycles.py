@@ -7,9 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from rope_study.encodings import describe
-from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, LINE_STYLES, new_figure
-from rope_study.rotary import Encoding, rope
+from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.rotary import Encoding, describe, rope
 
 
 def encoding_cycles(

@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study.figures.drawing import COLOUR_MAP, LINE_COLOURS, new_figure
+from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, new_figure
 
 PATTERNS = {
     "previous": "attention on the token before",

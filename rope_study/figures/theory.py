@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rope_study import theory
-from rope_study.figures.drawing import LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.figures.style import LINE_COLOURS, LINE_STYLES, new_figure
 from rope_study.rotary import Encoding, pair_count, rope
 
 BLACK, ORANGE, BLUE, GREEN, RED, _, _ = LINE_COLOURS

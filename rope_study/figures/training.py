@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rope_study.figures.drawing import LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.figures.style import LINE_COLOURS, LINE_STYLES, new_figure
 
 
 def loss_curves(

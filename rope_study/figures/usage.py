@@ -1,8 +1,8 @@
 """How much each rotary pair is used: Figs. 3, 4, 6, 10, 13 and 19 of the paper.
 
 All are drawn from the Dataset `usage` of the probe frequency_usage: mean 2-norm of each rotary pair
-before rotation, q[layer, head, frequency], k and v[layer, kv_head, frequency], with the coordinate
-inverse_frequency[layer, frequency] in radians per token, fastest first, 0 = pair not rotated.
+before rotation, q[layer, head, pair], k and v[layer, kv_head, pair], with the coordinate
+inverse_frequency[layer, pair] in radians per token, fastest first, 0 = pair not rotated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rope_study.figures.drawing import (
+from rope_study.figures.style import (
     LINE_COLOURS,
     LINE_STYLES,
     head_mean,
@@ -27,19 +27,19 @@ QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def norms_by_layer(usage: xr.Dataset) -> Figure:
-    """Fig. 3: mean 2-norm of query and key pairs (dimensionless), [layer, frequency]."""
+    """Fig. 3: mean 2-norm of query and key pairs (dimensionless), [layer, pair]."""
     panels = [(QUANTITIES[name], head_mean(usage, name)) for name in "qk"]
     return heat_maps(f"Queries and keys by layer, mean over heads\n{source(usage)}", [panels])
 
 
 def norms_by_head(usage: xr.Dataset, layer: int) -> Figure:
-    """Fig. 4: mean 2-norm of one layer's query and key pairs (dimensionless), [head, frequency]."""
+    """Fig. 4: mean 2-norm of one layer's query and key pairs (dimensionless), [head, pair]."""
     panels = [(QUANTITIES[name], usage[name].sel(layer=layer)) for name in "qk"]
     return heat_maps(f"Queries and keys of layer {layer} by head\n{source(usage)}", [panels])
 
 
 def value_norms(usage: xr.Dataset) -> Figure:
-    """Fig. 13: the control, mean 2-norm of value pairs (dimensionless), [layer, frequency].
+    """Fig. 13: the control, mean 2-norm of value pairs (dimensionless), [layer, pair].
 
     Values are never rotated; they are cut into the same pairs and should show no pattern.
     """

@@ -1,11 +1,11 @@
 """Interventions: edits of q and k in a band of rotary pairs, and what they do to a decoder.
 
-from rope_study.interventions import band, measure, zero
-found = measure(decoder, params, [tokens], {"no fast pairs": zero(band(fastest=0.25))})
+from rope_study.interventions import band, measure, ablate
+found = measure(decoder, params, [tokens], {"no fast pairs": ablate(band(fastest=0.25))})
 """
 
 from rope_study.interventions.bands import Band, band, band_share, pair_products, random_band
-from rope_study.interventions.edits import Intervention, edit, freeze, permute, rescale, zero
+from rope_study.interventions.edits import Intervention, ablate, edit, permute, rescale, unrotate
 from rope_study.interventions.measurement import measure, repeated_sequences
 
 __all__ = [
@@ -14,12 +14,12 @@ __all__ = [
     "band",
     "band_share",
     "edit",
-    "freeze",
+    "unrotate",
     "measure",
     "pair_products",
     "permute",
     "random_band",
     "repeated_sequences",
     "rescale",
-    "zero",
+    "ablate",
 ]

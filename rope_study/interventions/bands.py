@@ -11,7 +11,7 @@ import numpy as np
 import xarray
 
 from rope_study.errors import UserError
-from rope_study.spelling import check_numbers
+from rope_study.registry import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import rotary
-from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Edit
+from rope_study.decoder import DecoderConfig, Edit
 from rope_study.errors import UserError
 from rope_study.interventions.bands import Band
-from rope_study.probes.axes import inverse_frequencies
-from rope_study.spelling import check_numbers
+from rope_study.probes.datasets import inverse_frequencies
+from rope_study.registry import check_numbers
 
 Array = jax.Array
 
@@ -28,7 +27,7 @@ EDITABLE = ("q", "k", "q_rotated", "k_rotated")
 
 @dataclasses.dataclass(frozen=True)
 class Intervention:
-    """One edit of a band, for chosen layers and heads; `zero` and the others make it.
+    """One edit of a band, for chosen layers and heads; `ablate` and the others make it.
 
     Attributes:
       kind: what it does, for names.
@@ -60,7 +59,7 @@ class Intervention:
         return "; ".join([f"{self.kind} {self.band.name}", *where])
 
 
-def zero(
+def ablate(
     band: Band,
     *,
     layers: int | Sequence[int] | None = None,
@@ -78,7 +77,7 @@ def zero(
       layers, heads: which; all where not given. Heads are query heads.
       on: "q", "k", "q_rotated", "k_rotated", or several of them.
     """
-    return _make("zero", band, on, layers, heads, factor=0.0)
+    return _make("ablate", band, on, layers, heads, factor=0.0)
 
 
 def rescale(
@@ -89,7 +88,7 @@ def rescale(
     heads: int | Sequence[int] | None = None,
     on: str | Sequence[str] = "q",
 ) -> Intervention:
-    """The band is multiplied by a factor, and so is what it adds to logits; arguments as `zero`.
+    """The band is multiplied by a factor, and so is what it adds to logits; arguments as `ablate`.
 
     On both q and k it is the square of the factor.
     """
@@ -99,7 +98,7 @@ def rescale(
     return _make(f"rescale by {factor:g}", band, on, layers, heads, factor=float(factor))
 
 
-def freeze(
+def unrotate(
     band: Band,
     *,
     layers: int | Sequence[int] | None = None,
@@ -110,7 +109,7 @@ def freeze(
     Both q_rotated and k_rotated must stand still, and keys are shared: heads are whole groups. An
     attention factor (YaRN) is left out, as for every pair that stands still.
     """
-    return _make("freeze", band, ("q_rotated", "k_rotated"), layers, heads, frozen=True)
+    return _make("unrotate", band, ("q_rotated", "k_rotated"), layers, heads, frozen=True)
 
 
 def permute(
@@ -279,7 +278,7 @@ def _as_list(interventions: Intervention | Sequence[Intervention]) -> list[Inter
     for entry in chain:
         if not isinstance(entry, Intervention):
             raise UserError(
-                f"{entry!r} is no intervention; make one, such as zero(band(fastest=0.25))"
+                f"{entry!r} is no intervention; make one, such as ablate(band(fastest=0.25))"
             )
     return chain
 

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import compilation, loss
-from rope_study.decoder import Decoder, Edit, check_bos
+from rope_study.decoder import Decoder, Edit, Probe, check_bos, loss
 from rope_study.errors import UserError
 from rope_study.interventions.edits import EDITABLE, Intervention, apply_changes, changes
 from rope_study.probes.run import describe, in_f32
+from rope_study.sharding import compiler
 
 Array = jax.Array
 Batch = tuple[np.ndarray, np.ndarray]
@@ -75,7 +75,7 @@ def measure(
     edits = {name: changes(decoder.config, chain) for name, chain in interventions.items()}
     batches = _checked(decoder, batches)
     repeated = repeated_sequences(batches, _rounded(copies, decoder), copy_length, seed)
-    run = _compiled(decoder, tuple(compilation.reading_options(params, decoder.layout).items()))
+    run = _compiled(decoder, tuple(compiler.reading_options(params, decoder.layout).items()))
     found = {}
     for name, one in edits.items():
         found[name] = _Found(
@@ -161,10 +161,10 @@ def _compiled(decoder: Decoder, options: tuple) -> Callable[[dict, dict, Array, 
             edited = jnp.arange(value.shape[0]) % 2 == 1
             return jnp.where(edited[:, None, None, None], one(name, layer, value), value)
 
-        x, aux = module.features(tokens, probes=[_Patterns()], weights=weights, edit=side_by_side)
+        x, aux = module.features(tokens, probes=[_PATTERNS], weights=weights, edit=side_by_side)
         targets, cap = jnp.roll(tokens, -1, axis=1), module.config.final_cap
         losses = loss.token_losses(x, module.unembedding, targets, module.layout, cap=cap)
-        return losses[:, :-1], aux[_Patterns.name]  # the last has no target
+        return losses[:, :-1], aux[_PATTERNS.name]  # the last has no target
 
     def run(params: dict, found: dict, tokens: Array, weights: Array) -> tuple[Array, Array, Any]:
         twice = (jnp.repeat(a, 2, axis=0) for a in (tokens, weights))
@@ -175,33 +175,30 @@ def _compiled(decoder: Decoder, options: tuple) -> Callable[[dict, dict, Array, 
     return jax.jit(run, out_shardings=decoder.layout.sharding(), compiler_options=dict(options))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Patterns:
-    """A probe of rows 2b, plain, and 2b + 1, edited."""
+def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
+    """Of rows 2b, plain, and 2b + 1, edited: sums over queries, f32[2, N] of each of PATTERNS,
+    f32[N] of total variation."""
+    counted = weights.at[:, 0].set(0)
 
-    name: str = "patterns"
-    reads: tuple[str, ...] = ("attention",)
+    def reduce(attention: Array, queries: Array) -> dict[str, Array]:
+        w = counted[:, queries]
+        total = lambda x: jnp.einsum("rnt,rt->rn", x, w)  # noqa: E731
+        both = lambda x: total(x).reshape(-1, 2, x.shape[1]).sum(axis=0)  # noqa: E731
+        plain, edited = attention[0::2], attention[1::2]
+        change = jnp.sum(jnp.abs(plain - edited), axis=-1) / 2  # [B, N, t]
+        return {
+            "queries": jnp.sum(w[0::2]),
+            "diagonal": both(_at(attention, queries)),
+            "previous": both(_at(attention, jnp.maximum(queries - 1, 0))),
+            "first": both(attention[..., 0]),
+            "entropy": both(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
+            "total_variation": jnp.einsum("bnt,bt->n", change, w[0::2]),
+        }
 
-    def measure(self, activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
-        """Sums over queries: f32[2, N] of each of PATTERNS, f32[N] of total variation."""
-        counted = weights.at[:, 0].set(0)
+    return activations["attention"](reduce)
 
-        def reduce(attention: Array, queries: Array) -> dict[str, Array]:
-            w = counted[:, queries]
-            total = lambda x: jnp.einsum("rnt,rt->rn", x, w)  # noqa: E731
-            both = lambda x: total(x).reshape(-1, 2, x.shape[1]).sum(axis=0)  # noqa: E731
-            plain, edited = attention[0::2], attention[1::2]
-            change = jnp.sum(jnp.abs(plain - edited), axis=-1) / 2  # [B, N, t]
-            return {
-                "queries": jnp.sum(w[0::2]),
-                "diagonal": both(_at(attention, queries)),
-                "previous": both(_at(attention, jnp.maximum(queries - 1, 0))),
-                "first": both(attention[..., 0]),
-                "entropy": both(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
-                "total_variation": jnp.einsum("bnt,bt->n", change, w[0::2]),
-            }
 
-        return activations["attention"](reduce)
+_PATTERNS = Probe("patterns", ("attention",), _measure_patterns)
 
 
 def _at(attention: Array, keys: Array) -> Array:

@@ -8,6 +8,7 @@ usage = probes.run(decoder, params, [tokens], [probes.frequency_usage])["frequen
 spectral are functions that make one. The others look at one text. See docs/probes.md.
 """
 
+from rope_study.decoder import Probe
 from rope_study.probes.attention_maps import attention_map, attention_maps
 from rope_study.probes.collapse import representational_collapse, token_influence
 from rope_study.probes.contributions import contribution_map, contributions
@@ -15,7 +16,7 @@ from rope_study.probes.frequency_usage import frequency_usage, slow_bands
 from rope_study.probes.head_patterns import delimiter_ids, head_patterns, name_heads
 from rope_study.probes.massive_values import massive_values
 from rope_study.probes.rotary_outliers import rotary_outliers
-from rope_study.probes.run import Probe, run, save
+from rope_study.probes.run import run, save
 from rope_study.probes.sinks import perturbation_spread, sinks
 from rope_study.probes.spectral import spectral
 

@@ -8,8 +8,8 @@ import numpy as np
 import xarray
 
 from rope_study.decoder import Decoder
-from rope_study.probes import axes
-from rope_study.probes.capture import capture, index, one_text, query_and_key
+from rope_study.probes import datasets
+from rope_study.probes.one_text import capture, index, one_text, query_and_key
 from rope_study.probes.run import describe
 
 Array = jax.Array
@@ -36,7 +36,7 @@ def attention_map(
     layer = index(layer, decoder.config.layers, "layer")
     head = index(head, decoder.config.heads, "head")
     found = _maps(decoder, params, tokens, [head], pieces).isel(layer=layer, head=0, drop=True)
-    about = axes.about(f"attention of layer {layer}, head {head}")
+    about = datasets.about(f"attention of layer {layer}, head {head}")
     return found.assign_attrs(about | {"layer": layer, "head": head})
 
 
@@ -65,7 +65,7 @@ def _maps(
         dims=("layer", "head", "query", "key"),
         name="attention",
         coords={"layer": range(len(weights)), "head": heads} | coordinates,
-        attrs=axes.about("attention") | {"model": describe(decoder.config)},
+        attrs=datasets.about("attention") | {"model": describe(decoder.config)},
     )
 
 

@@ -18,8 +18,8 @@ import xarray
 
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.capture import fill_rows, labels, one_text
+from rope_study.probes import datasets
+from rope_study.probes.one_text import fill_rows, labels, one_text
 from rope_study.probes.run import in_f32
 
 Array = jax.Array
@@ -56,17 +56,17 @@ def representational_collapse(
     apart = np.abs(long - short)
     relative = np.linalg.norm(apart, axis=-1) / np.linalg.norm(short, axis=-1)
     in_bf16 = ends.astype(ml_dtypes.bfloat16)
-    about = lambda what: axes.about(f"{what} of v_n(x) - v_n+1(x, last token repeated)")  # noqa: E731
+    about = lambda what: datasets.about(f"{what} of v_n(x) - v_n+1(x, last token repeated)")  # noqa: E731
     return xarray.Dataset(
         {
             "l1": ("length", apart.sum(-1), about("1-norm")),
             "l2": ("length", np.linalg.norm(apart, axis=-1), about("2-norm")),
             "largest": ("length", apart.max(-1), about("largest dimension")),
-            "relative": ("length", relative, axes.about("2-norm over that of v_n(x)")),
+            "relative": ("length", relative, datasets.about("2-norm over that of v_n(x)")),
             "equal_in_bf16": (
                 "length",
                 (in_bf16[:, 0] == in_bf16[:, 1]).mean(-1),
-                axes.about("share of dimensions that are the same in bf16"),
+                datasets.about("share of dimensions that are the same in bf16"),
             ),
         },
         coords={"length": ("length", lengths, {"units": "token"})},
@@ -117,7 +117,7 @@ def token_influence(
     """
     tokens = one_text(decoder, tokens)
     names = labels(pieces, len(tokens))
-    if decoder.config.token_width:
+    if decoder.config.per_layer_dim:
         raise UserError(
             "token_influence follows the embedding only, and every layer of this decoder reads"
             " the tokens anew"
@@ -130,7 +130,7 @@ def token_influence(
         dims="position",
         name="influence",
         coords={"position": ("position", np.arange(len(tokens)), {"units": "token"})} | coordinates,
-        attrs=axes.about("Frobenius norm of the gradient of the last features"),
+        attrs=datasets.about("Frobenius norm of the gradient of the last features"),
     )
 
 
@@ -151,4 +151,4 @@ def _squares(decoder: Decoder, params: dict, tokens: Array) -> Array:
     features, backward = jax.vjp(last, params["embedding"][tokens].astype(jnp.float32))
     gradient = lambda direction: jnp.sum(jnp.square(backward(direction)[0]), axis=-1)  # noqa: E731
     squares = jnp.sum(jax.lax.map(gradient, jnp.eye(len(features))), axis=0)
-    return squares / (c.width if c.scale_embedding else 1)
+    return squares / (c.d_model if c.scale_embedding else 1)

@@ -16,8 +16,8 @@ import xarray
 from rope_study import rotary
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.capture import capture, index, labels, one_text, query_and_key
+from rope_study.probes import datasets
+from rope_study.probes.one_text import capture, index, labels, one_text, query_and_key
 from rope_study.probes.run import describe
 
 Array = jax.Array
@@ -44,7 +44,7 @@ def contributions(
       pieces: labels of the tokens, as tokenizer.pieces(tokens) gives them.
 
     Returns:
-      `contribution` and `bound` [frequency]; the attributes `logit`, the sum of the contributions,
+      `contribution` and `bound` [pair]; the attributes `logit`, the sum of the contributions,
       `logit_bound`, that of the bounds, and `scaled`, logit / sqrt(head_dim). It is q.k of the
       layer: what a logit function adds to it (ALiBi) or makes of it (a cap) comes after.
     """
@@ -60,15 +60,15 @@ def contributions(
     (q1, q2), (k1, k2) = rotary.pairs(q), rotary.pairs(k)
     contribution, bound = q1 * k1 + q2 * k2, np.hypot(q1, q2) * np.hypot(k1, k2)
     tokens_named = {} if names is None else {"query_token": names[query], "key_token": names[key]}
-    return axes.numbered(
+    return datasets.numbered(
         xarray.Dataset(
             {
                 "contribution": (
-                    "frequency",
+                    "pair",
                     contribution,
-                    axes.about("what the pair adds to q.k"),
+                    datasets.about("what the pair adds to q.k"),
                 ),
-                "bound": ("frequency", bound, axes.about("2-norms of the pairs multiplied")),
+                "bound": ("pair", bound, datasets.about("2-norms of the pairs multiplied")),
             },
             coords=place.coordinates,
             attrs=place.attributes
@@ -92,7 +92,7 @@ def contribution_map(
     *,
     pieces: Sequence[str] | None = None,
 ) -> xarray.DataArray:
-    """What each pair adds to q.k of every query and key: [query, key, frequency], for Fig. 7.
+    """What each pair adds to q.k of every query and key: [query, key, pair], for Fig. 7.
 
     Summed over frequencies it is q.k before scaling. NaN where the key comes after the query.
     T x T x H/2 numbers are held. Arguments as of `contributions`; pieces come as the coordinates
@@ -107,10 +107,10 @@ def contribution_map(
     added[~np.tri(len(tokens), dtype=bool)] = np.nan
     return xarray.DataArray(
         added,
-        dims=("query", "key", "frequency"),
+        dims=("query", "key", "pair"),
         name="contribution",
-        coords=coordinates | place.coordinates | {"frequency": range(added.shape[-1])},
-        attrs=axes.about("what the pair adds to q.k") | place.attributes,
+        coords=coordinates | place.coordinates | {"pair": range(added.shape[-1])},
+        attrs=datasets.about("what the pair adds to q.k") | place.attributes,
     )
 
 
@@ -130,13 +130,13 @@ def _place(decoder: Decoder, layer: int, head: int) -> _Place:
     layer, head = index(layer, config.layers, "layer"), index(head, config.heads, "head")
     spec = config.layer_specs[layer]
     own = config.of_layer(spec)
-    turns = axes.inverse_frequencies(spec.rotary, own.head_dim)
-    about = axes.about("turn a token; 0: not rotated", "rad/token")
+    turns = datasets.inverse_frequencies(spec.rotary, own.head_dim)
+    about = datasets.about("turn a token; 0: not rotated", "rad/token")
     return _Place(
         layer,
         head,
         head // (config.heads // own.kv_heads),
-        {"inverse_frequency": ("frequency", turns, about)},
+        {"inverse_frequency": ("pair", turns, about)},
         {"model": describe(config), "layer": layer, "head": head},
     )
 

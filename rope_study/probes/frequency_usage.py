@@ -15,9 +15,9 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.architecture import DecoderConfig
-from rope_study.probes import axes
-from rope_study.probes.run import Probe, sum_tokens
+from rope_study.decoder import DecoderConfig, Probe
+from rope_study.probes import datasets
+from rope_study.probes.run import sum_tokens
 
 Array = jax.Array
 
@@ -37,16 +37,16 @@ def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray
     def means(name: str, dims: tuple[str, ...], what: str) -> tuple:
         layers = [layer[name] / layer["tokens"] for layer in totals]
         long_name = f"{what}: mean 2-norm of the rotary pair before rotation"
-        return axes.variable((*dims, "frequency"), layers, long_name)
+        return datasets.variable((*dims, "pair"), layers, long_name)
 
-    return axes.numbered(
+    return datasets.numbered(
         xarray.Dataset(
             {
-                "q": means("q", axes.BY_HEAD, "queries"),
-                "k": means("k", axes.BY_KV_HEAD, "keys"),
-                "v": means("v", axes.BY_KV_HEAD, "values"),
+                "q": means("q", datasets.BY_HEAD, "queries"),
+                "k": means("k", datasets.BY_KV_HEAD, "keys"),
+                "v": means("v", datasets.BY_KV_HEAD, "values"),
             },
-            coords=axes.frequency_coordinates(config, context),
+            coords=datasets.frequency_coordinates(config, context),
         )
     )
 
@@ -67,7 +67,7 @@ def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
 
     Returns:
       A Dataset for each set of frequencies that layers share, those of the first layer first:
-      `relative_norm`[frequency], norm over mean norm; `begins`, the frequency (rad/token) of the
+      `relative_norm`[pair], norm over mean norm; `begins`, the frequency (rad/token) of the
       band's fastest pair, NaN where there is no band; and the attribute `layers`.
     """
     frequencies = usage.inverse_frequency.values
@@ -80,11 +80,11 @@ def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
         slow = np.cumprod(relative[::-1] > 1)[::-1].astype(bool)
         turns = frequencies[layers[0]]
         begins = turns[slow][0] if slow.any() else np.nan
-        about = axes.about("turn a token; 0: not rotated", "rad/token")
+        about = datasets.about("turn a token; 0: not rotated", "rad/token")
         found.append(
             xarray.Dataset(
-                {"relative_norm": ("frequency", relative), "begins": begins},
-                coords={"inverse_frequency": ("frequency", turns, about)},
+                {"relative_norm": ("pair", relative), "begins": begins},
+                coords={"inverse_frequency": ("pair", turns, about)},
                 attrs=usage.attrs | {"layers": usage.layer.values[layers].tolist()},
             )
         )

@@ -27,11 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.architecture import DecoderConfig
 from rope_study.data import Tokenizer
+from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.run import Probe
+from rope_study.probes import datasets
 
 Array = jax.Array
 
@@ -71,7 +70,7 @@ def head_patterns(
             window=window, minimum=minimum, delimiters=ids
         )
 
-    return Probe("head_patterns", ("attention", "tokens", "reads"), measure, finalize)
+    return Probe("head_patterns", ("attention", "tokens", "key_counts"), measure, finalize)
 
 
 def delimiter_ids(tokenizer: Tokenizer) -> list[int]:
@@ -96,7 +95,7 @@ def _is_delimiter(piece: str) -> bool:
 def _measure(
     activations: Mapping[str, Array], weights: Array, ids: np.ndarray, window: int, minimum: int
 ) -> dict[str, Array]:
-    tokens, reads = activations["tokens"], activations["reads"]
+    tokens, reads = activations["tokens"], activations["key_counts"]
     B, T = tokens.shape
     places = jnp.arange(T)
     most = jnp.minimum(minimum, jnp.max(reads))  # as many as a window or a chunk allows
@@ -173,23 +172,25 @@ def _finalize(totals: list[dict], minimum: int) -> xarray.Dataset:
             f" or fewer keys as minimum={minimum}"
         )
 
-    def mean(name: str, long_name: str, units: str = "1", dims: tuple = axes.BY_HEAD) -> tuple:
+    def mean(name: str, long_name: str, units: str = "1", dims: tuple = datasets.BY_HEAD) -> tuple:
         layers = [layer[name] / layer["queries"] for layer in totals]
-        return axes.variable(dims, layers, long_name, units)
+        return datasets.variable(dims, layers, long_name, units)
 
     def explained(name: str, long_name: str) -> tuple:
         layers = [
             _explained(layer[f"y_{name}"], layer[f"pairs_{name}"], layer["square"])
             for layer in totals
         ]
-        return axes.variable(axes.BY_HEAD, layers, long_name)
+        return datasets.variable(datasets.BY_HEAD, layers, long_name)
 
     mass = "mean attention on"
-    return axes.numbered(
+    return datasets.numbered(
         xarray.Dataset(
             {
                 "offset_mass": mean(
-                    "offset", f"{mass} the key so many tokens back", dims=(*axes.BY_HEAD, "offset")
+                    "offset",
+                    f"{mass} the key so many tokens back",
+                    dims=(*datasets.BY_HEAD, "offset"),
                 ),
                 "first": mean("first", f"{mass} the first token"),
                 "delimiter": mean("delimiter", f"{mass} delimiters other than the first token"),
@@ -256,11 +257,11 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
     named = score > threshold
     return xarray.Dataset(
         {
-            "name": chosen.where(named, "mixed").assign_attrs(axes.about("what the head does")),
+            "name": chosen.where(named, "mixed").assign_attrs(datasets.about("what the head does")),
             "score": score.where(named, scores.max("kind")).assign_attrs(
-                axes.about("how sure its name is")
+                datasets.about("how sure its name is")
             ),
-            "scores": scores.assign_attrs(axes.about("how much of each kind the head is")),
+            "scores": scores.assign_attrs(datasets.about("how much of each kind the head is")),
         },
         attrs=patterns.attrs | {"threshold": threshold},
     )

@@ -13,10 +13,10 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.architecture import DecoderConfig
+from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.run import Probe, sum_tokens
+from rope_study.probes import datasets
+from rope_study.probes.run import sum_tokens
 
 Array = jax.Array
 
@@ -49,21 +49,21 @@ def _finalize(
 ) -> xarray.Dataset:
     found = {}
     for name, what in QUANTITIES.items():
-        dims = axes.BY_HEAD if name == "q" else axes.BY_KV_HEAD
+        dims = datasets.BY_HEAD if name == "q" else datasets.BY_KV_HEAD
         squares = [layer[name] for layer in totals]
         of_pairs = [np.add(*rotary.pairs(square)) for square in squares]
-        found[name] = axes.variable(
+        found[name] = datasets.variable(
             (*dims, "dimension"), _roots(squares), f"{what}: 2-norm of a dimension over all tokens"
         )
-        found[f"{name}_pair"] = axes.variable(
-            (*dims, "frequency"), _roots(of_pairs), f"{what}: 2-norm of a pair over all tokens"
+        found[f"{name}_pair"] = datasets.variable(
+            (*dims, "pair"), _roots(of_pairs), f"{what}: 2-norm of a pair over all tokens"
         )
     dataset = xarray.Dataset(
-        found, coords=axes.frequency_coordinates(config, context) | _pairs(config)
+        found, coords=datasets.frequency_coordinates(config, context) | _pairs(config)
     )
     for name in QUANTITIES:
         dataset = dataset.assign(_massive(dataset[name], factor))
-    return axes.numbered(dataset).assign_attrs(factor=factor)
+    return datasets.numbered(dataset).assign_attrs(factor=factor)
 
 
 def _massive(norms: xarray.DataArray, factor: float) -> dict[str, xarray.DataArray]:
@@ -73,9 +73,11 @@ def _massive(norms: xarray.DataArray, factor: float) -> dict[str, xarray.DataArr
     of_layer = norms > factor * norms.mean([head, "dimension"])
     against = f"above {factor:g} times the mean over"
     return {
-        f"{norms.name}_massive_by_head": of_head.assign_attrs(axes.about(f"{against} its head")),
+        f"{norms.name}_massive_by_head": of_head.assign_attrs(
+            datasets.about(f"{against} its head")
+        ),
         f"{norms.name}_massive_by_layer": of_layer.assign_attrs(
-            axes.about(f"{against} all heads of the layer")
+            datasets.about(f"{against} all heads of the layer")
         ),
     }
 
@@ -91,4 +93,4 @@ def _pairs(config: DecoderConfig) -> dict[str, tuple]:
         pairs = np.arange(config.of_layer(spec).head_dim // 2)
         layers.append(np.asarray(rotary.unpairs(pairs, pairs)))
     long_name = "rotary pair that the dimension belongs to"
-    return {"pair": axes.variable(("layer", "dimension"), layers, long_name)}
+    return {"pair_of_dimension": datasets.variable(("layer", "dimension"), layers, long_name)}

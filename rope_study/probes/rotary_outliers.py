@@ -19,15 +19,15 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.architecture import DecoderConfig
+from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
-from rope_study.probes import axes
+from rope_study.probes import datasets
 from rope_study.probes.frequency_usage import pair_norms
-from rope_study.probes.run import Probe, sum_tokens
+from rope_study.probes.run import sum_tokens
 
 Array = jax.Array
 
-BY_PAIR = ("layer", "head", "frequency")
+BY_PAIR = ("layer", "head", "pair")
 
 
 def rotary_outliers(factor: float = 2.0) -> Probe:
@@ -80,39 +80,39 @@ def _finalize(
     what = "mean 2-norm of the rotary pair before rotation"
     dataset = xarray.Dataset(
         {
-            "q": axes.variable(BY_PAIR, mean("q"), f"queries: {what}"),
-            "k": axes.variable(("layer", "kv_head", "frequency"), mean("k"), f"keys: {what}"),
-            "phi": axes.variable(
+            "q": datasets.variable(BY_PAIR, mean("q"), f"queries: {what}"),
+            "k": datasets.variable(("layer", "kv_head", "pair"), mean("k"), f"keys: {what}"),
+            "phi": datasets.variable(
                 BY_PAIR, list(map(np.arctan2, sin, cos)), "mean angle from key to query", "rad"
             ),
-            "resultant": axes.variable(
+            "resultant": datasets.variable(
                 BY_PAIR, list(map(np.hypot, sin, cos)), "how far the angles agree"
             ),
         },
-        coords=axes.frequency_coordinates(config, context),
+        coords=datasets.frequency_coordinates(config, context),
     )
     dataset["sign"] = sign_over(dataset.phi, 2 * np.pi * dataset.cycles)
     for name in ("q", "k"):
         dataset = dataset.assign(_outliers(dataset[name], dataset.cycles, factor))
     within = (dataset.cycles < 1).where(dataset.cycles.notnull())
     dataset["pairs_within"] = within.mean().assign_attrs(
-        axes.about("share of all pairs that stay within one turn")
+        datasets.about("share of all pairs that stay within one turn")
     )
-    return axes.numbered(dataset).assign_attrs(factor=factor)
+    return datasets.numbered(dataset).assign_attrs(factor=factor)
 
 
 def _outliers(
     norms: xarray.DataArray, cycles: xarray.DataArray, factor: float
 ) -> dict[str, xarray.DataArray]:
-    """Which of norms[layer, head, frequency] are outliers, and the share of them with c < 1."""
-    found = norms > factor * norms.mean("frequency")
+    """Which of norms[layer, head, pair] are outliers, and the share of them with c < 1."""
+    found = norms > factor * norms.mean("pair")
     within = (cycles < 1).where(found & cycles.notnull()).mean()
     return {
         f"{norms.name}_outlier": found.assign_attrs(
-            axes.about(f"above {factor:g} times the mean over the pairs of its head")
+            datasets.about(f"above {factor:g} times the mean over the pairs of its head")
         ),
         f"{norms.name}_outliers_within": within.assign_attrs(
-            axes.about("share of outliers that stay within one turn; NaN: there is none")
+            datasets.about("share of outliers that stay within one turn; NaN: there is none")
         ),
     }
 
@@ -126,5 +126,5 @@ def sign_over(phi: xarray.DataArray, turn: xarray.DataArray) -> xarray.DataArray
     sign = positive.astype(float) - negative.astype(float)
     known = turn.notnull() & phi.notnull()
     return sign.where(known).assign_attrs(
-        axes.about("sign of what the pair adds over all distances; 0: it changes")
+        datasets.about("sign of what the pair adds over all distances; 0: it changes")
     )

@@ -1,8 +1,8 @@
-"""The probe protocol, and running probes over batches of text."""
+"""Running probes over batches of text."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import compilation, parallel, variants
-from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Decoder, Edit, check_bos
+from rope_study import sharding
+from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, variants
 from rope_study.errors import UserError
-from rope_study.layer import ACTIVATIONS, GIVEN
+from rope_study.sharding import compiler
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """Reads activations by name and sums; a value that no probe reads costs nothing.
-
-    Attributes:
-      name: key of its results.
-      reads: the activations it needs, of rope_study.layer's ACTIVATIONS and GIVEN. Without
-        "residual" it is measured before the layer's MLP, so that q and k are not held through it.
-      measure: ({name: activation}, weights f32[B, T]) -> a tree of sums and counts for one layer,
-        which add up over batches and hosts; padding has weight 0.
-      finalize: (the sums in float64, one tree a layer; context T; decoder configuration) ->
-        the Dataset, with named axes and units.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    measure: Callable[[Mapping[str, Array], Array], Any] = dataclasses.field(repr=False)
-    finalize: Callable[[list, int, DecoderConfig], xarray.Dataset] = dataclasses.field(repr=False)
-
-    def __post_init__(self):
-        for name in self.reads:
-            if name not in ACTIVATIONS and name not in GIVEN:
-                raise UserError(
-                    f"probe {self.name!r} reads {name!r}, which no layer has:"
-                    f" {', '.join([*ACTIVATIONS, *GIVEN])}"
-                )
 
 
 def run(
@@ -104,7 +75,7 @@ def compiled(
     Of `params` only the types are read.
     """
     probed = in_f32(decoder)
-    options = compilation.reading_options(params, probed.layout)
+    options = compiler.reading_options(params, probed.layout)
     return probed, _jitted(probed, tuple(probes), edit, tuple(options.items()))
 
 
@@ -123,7 +94,7 @@ def _jitted(decoder: Decoder, probes: tuple, edit: Edit | None, options: tuple) 
 def describe(config: DecoderConfig) -> str:
     """One line that names a decoder, for titles."""
     names = dict.fromkeys(variants.name_of(spec) for spec in config.pattern)
-    return f"{config.layers} layers x {config.width}, {' / '.join(names)}"
+    return f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
 
 
 def save(dataset: xarray.Dataset, path: str | Path) -> None:
@@ -150,7 +121,7 @@ def _check(probes: Sequence[Probe]) -> None:
 def in_f32(decoder: Decoder) -> Decoder:
     """The same decoder as probes run it: f32 and the reference backend, with a layout."""
     config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    return Decoder(config, decoder.layout or parallel.one_device())
+    return Decoder(config, decoder.layout or sharding.one_device())
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:

@@ -13,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, DecoderConfig, Probe
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.capture import capture, index, one_text
-from rope_study.probes.run import Probe
+from rope_study.probes import datasets
+from rope_study.probes.one_text import capture, index, one_text
 
 Array = jax.Array
 
@@ -79,7 +77,7 @@ def _finalize(
 
     def mean(name: str, long_name: str, *dims: str) -> tuple:
         layers = [layer[name] / texts for layer in totals]
-        return axes.variable((*axes.BY_HEAD, *dims), layers, long_name)
+        return datasets.variable((*datasets.BY_HEAD, *dims), layers, long_name)
 
     dataset = xarray.Dataset(
         {
@@ -88,16 +86,20 @@ def _finalize(
             "histogram": mean("histogram", "share of texts with alpha in the bin", "bin"),
         },
         coords={
-            "threshold": ("threshold", np.array(thresholds, np.float64), axes.about("eps")),
-            "bin": ("bin", (np.arange(bins) + 0.5) / bins, axes.about("alpha, middle of the bin")),
+            "threshold": ("threshold", np.array(thresholds, np.float64), datasets.about("eps")),
+            "bin": (
+                "bin",
+                (np.arange(bins) + 0.5) / bins,
+                datasets.about("alpha, middle of the bin"),
+            ),
         },
         attrs={"place": place, "texts": texts},
     )
-    rate = dataset.above.mean(axes.BY_HEAD)
+    rate = dataset.above.mean(datasets.BY_HEAD)
     dataset["sink_rate"] = rate.assign_attrs(
-        axes.about("Sink^eps: share of texts, layers and heads with alpha above the threshold")
+        datasets.about("Sink^eps: share of texts, layers and heads with alpha above the threshold")
     )
-    return axes.numbered(dataset)
+    return datasets.numbered(dataset)
 
 
 # --- how far a changed token reaches ----------------------------------------------------------
@@ -140,13 +142,13 @@ def perturbation_spread(
     dims = ("bos", "layer", "position")
     dataset = xarray.Dataset(
         {
-            "change": (dims, change, axes.about("2-norm of the change of the residual stream")),
-            "relative": (dims, relative, axes.about("the same over the 2-norm of the stream")),
+            "change": (dims, change, datasets.about("2-norm of the change of the residual stream")),
+            "relative": (dims, relative, datasets.about("the same over the 2-norm of the stream")),
         },
         coords={"bos": np.array(["with", "without"], object)},
         attrs={"place": place, "token": int(tokens[place]), "replacement": replacement},
     )
-    return axes.numbered(dataset)
+    return datasets.numbered(dataset)
 
 
 def _difference(decoder: Decoder, params: dict, both: np.ndarray) -> np.ndarray:

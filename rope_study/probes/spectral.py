@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.architecture import DecoderConfig
+from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
-from rope_study.probes import axes
-from rope_study.probes.run import Probe
+from rope_study.probes import datasets
 
 Array = jax.Array
 
@@ -102,17 +101,19 @@ def _finalize(totals: list[dict], length: int) -> xarray.Dataset:
         for layer in totals:
             rows = np.where(layer["rows"] > 0, layer["rows"], np.nan)
             layers.append((layer[name].T / rows).T)
-        return axes.variable(dims, layers, long_name)
+        return datasets.variable(dims, layers, long_name)
 
-    return axes.numbered(
+    return datasets.numbered(
         xarray.Dataset(
             {
-                "share": mean("shares", (*axes.BY_HEAD, "band"), "mean share of power in the band"),
-                "selectivity": mean(
-                    "selectivity", axes.BY_HEAD, "mean of the largest power over the rest"
+                "share": mean(
+                    "shares", (*datasets.BY_HEAD, "band"), "mean share of power in the band"
                 ),
-                "rows": axes.variable(
-                    axes.BY_HEAD, [layer["rows"] for layer in totals], "rows of attention read"
+                "selectivity": mean(
+                    "selectivity", datasets.BY_HEAD, "mean of the largest power over the rest"
+                ),
+                "rows": datasets.variable(
+                    datasets.BY_HEAD, [layer["rows"] for layer in totals], "rows of attention read"
                 ),
             },
             coords={"band": np.array(list(BANDS), object)},

@@ -19,7 +19,7 @@ def frequencies_of(encoding: Frequencies, head_dim: int) -> np.ndarray:
     An attention factor (YaRN) is left out: it only multiplies what the turning pairs add.
     """
     if isinstance(encoding, Encoding):
-        if not encoding.relative or hasattr(encoding, "shared_parameters"):
+        if not encoding.relative or encoding.trained:
             raise UserError(
                 f"{encoding.name}: theory needs fixed frequencies and logits that depend on"
                 " distance only, such as those of rope, p_rope or nope"

@@ -1,33 +1,28 @@
 """Section 5: heads that attend by position. NoPE has none, RoPE has, at a price in norm."""
 
-import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rope_study import presets
-from rope_study.architecture import DecoderConfig
-from rope_study.decoder import Decoder, Edit
+from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, presets
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
 
 # --- Prop. 5.2 --------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Attention:
-    """A probe that hands out attention as the layer computes it."""
+def _all_weights(activations: Mapping[str, Any], weights: jax.Array) -> jax.Array:
+    return activations["attention"](lambda attention, queries: attention)
 
-    name: str = "attention"
-    reads: tuple[str, ...] = ("attention",)
 
-    def measure(self, activations, weights):
-        return activations["attention"](lambda attention, queries: attention)
+# Hands out attention as the layer computes it.
+_ATTENTION = Probe("attention", ("attention",), _all_weights)
 
 
 def first_layer_attention(
@@ -41,7 +36,7 @@ def first_layer_attention(
 def _first_layer_attention(
     config: DecoderConfig, edit: Edit | None, params: dict, tokens: jax.Array
 ) -> jax.Array:
-    _, aux = Decoder(config).apply({"params": params}, tokens, probes=[_Attention()], edit=edit)
+    _, aux = Decoder(config).apply({"params": params}, tokens, probes=[_ATTENTION], edit=edit)
     return aux["attention"][0]
 
 

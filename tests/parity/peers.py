@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AttentionInterface
 
-from rope_study.checkpoints.hugging_face_config import FULL, SLIDING
+from rope_study.checkpoints.hugging_face.config import FULL, SLIDING
 
 SHAPES = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,

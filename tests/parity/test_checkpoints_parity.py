@@ -14,9 +14,9 @@ transformers = pytest.importorskip("transformers")
 
 import peers  # noqa: E402
 
-from rope_study import checkpoints, presets, variants  # noqa: E402
-from rope_study.checkpoints import hugging_face_config  # noqa: E402
-from rope_study.decoder import Decoder  # noqa: E402
+from rope_study import checkpoints
+from rope_study.checkpoints.hugging_face import config
+from rope_study.decoder import Decoder, presets, variants
 
 TOKENS = np.random.default_rng(0).integers(0, 128, (8, 40))  # a row a device; windows are 8
 
@@ -36,7 +36,7 @@ def test_loaded_models_have_the_peers_logits_and_activations(case, tmp_path):
     compared = checkpoints.compare(decoder, params, golden)
     assert compared.first_difference is None, str(compared)
     names = {row.name.split("/")[-1] for row in compared.rows}
-    assert names == {"q_rotated", "k_rotated", "v", "mixed", "residual", "logits"}
+    assert names == {"q_rotated", "k_rotated", "v", "attention_output", "residual", "logits"}
 
 
 @pytest.mark.parametrize("case", ["gemma3", "gemma4_shared_keys", "llama", "qwen3"])
@@ -93,12 +93,12 @@ CLASSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", hugging_face_config.FAMILIES)
+@pytest.mark.parametrize("kind", config.FAMILIES)
 def test_defaults_are_those_of_the_configuration_classes(kind):
     """Released files leave out what equals them."""
     config = getattr(transformers, f"{CLASSES[kind]}Config")()
     config.allow_global_per_layer_attribute_access = True
-    for name, value in hugging_face_config.FAMILIES[kind].defaults.items():
+    for name, value in config.FAMILIES[kind].defaults.items():
         if name == "global_head_dim":  # taken apart by the class
             assert config.per_layer_config[5].head_dim == value
         elif name == "sliding_window" and kind == "qwen3":  # off by default
@@ -107,11 +107,11 @@ def test_defaults_are_those_of_the_configuration_classes(kind):
             assert getattr(config, name) == value, name
 
 
-@pytest.mark.parametrize("kind", hugging_face_config.FAMILIES)
+@pytest.mark.parametrize("kind", config.FAMILIES)
 def test_an_empty_file_describes_the_classes_default_model(kind):
     config = getattr(transformers, f"{CLASSES[kind]}Config")()
-    bare = hugging_face_config.decoder_config(kind, {"model_type": kind})
-    full = hugging_face_config.decoder_config(kind, json.loads(config.to_json_string(False)))
+    bare = config.decoder_config(kind, {"model_type": kind})
+    full = config.decoder_config(kind, json.loads(config.to_json_string(False)))
     assert bare == full
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_study import frequencies, rotary
+from rope_study import rotary
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -48,7 +48,7 @@ def llama(head_dim, maximum, **rope_parameters):
 CASES = {
     "linear": (
         (256, 32_768, None, {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}),
-        frequencies.linear_rope(8, 1e6),
+        rotary.linear_rope(8, 1e6),
     ),
     "linear_partial": (
         (
@@ -58,15 +58,15 @@ CASES = {
             {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
             | {"partial_rotary_factor": 0.25},
         ),
-        frequencies.linear_rope(4, 1e4, partial=0.25),
+        rotary.linear_rope(4, 1e4, partial=0.25),
     ),
     "dynamic_beyond": (
         (128, 2048, 10_000, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-        frequencies.dynamic_ntk_rope(2, 2048, 10_000),
+        rotary.dynamic_ntk_rope(2, 2048, 10_000),
     ),
     "dynamic_within": (
         (128, 2048, 1000, {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
-        frequencies.dynamic_ntk_rope(2, 2048, 1000),
+        rotary.dynamic_ntk_rope(2, 2048, 1000),
     ),
     "dynamic_partial": (
         (
@@ -76,7 +76,7 @@ CASES = {
             {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
             | {"partial_rotary_factor": 0.5},
         ),
-        frequencies.dynamic_ntk_rope(4, 2048, 4096, partial=0.5),
+        rotary.dynamic_ntk_rope(4, 2048, 4096, partial=0.5),
     ),
     "yarn_qwen": (
         (
@@ -86,7 +86,7 @@ CASES = {
             {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}
             | {"original_max_position_embeddings": 32_768},
         ),
-        frequencies.yarn_rope(4, 32_768, 1e6),
+        rotary.yarn_rope(4, 32_768, 1e6),
     ),
     "yarn_gpt_oss": (
         (
@@ -96,7 +96,7 @@ CASES = {
             {"rope_type": "yarn", "rope_theta": 150_000.0, "factor": 32.0}
             | {"original_max_position_embeddings": 4096, "truncate": False},
         ),
-        frequencies.yarn_rope(32, 4096, 150_000, truncate=False),
+        rotary.yarn_rope(32, 4096, 150_000, truncate=False),
     ),
     "yarn_deepseek": (
         (
@@ -106,7 +106,7 @@ CASES = {
             {"rope_type": "yarn", "rope_theta": 1e4, "factor": 40.0}
             | {"original_max_position_embeddings": 4096, "mscale": 0.7, "mscale_all_dim": 1.0},
         ),
-        frequencies.yarn_rope(40, 4096, mscale=0.7, mscale_all_dim=1.0),
+        rotary.yarn_rope(40, 4096, mscale=0.7, mscale_all_dim=1.0),
     ),
     "yarn_given_factors": (
         (
@@ -117,9 +117,7 @@ CASES = {
             | {"original_max_position_embeddings": 2048, "attention_factor": 1.5}
             | {"beta_fast": 16.0, "beta_slow": 2.0, "partial_rotary_factor": 0.5},
         ),
-        frequencies.yarn_rope(
-            8, 2048, beta_fast=16, beta_slow=2, attention_factor=1.5, partial=0.5
-        ),
+        rotary.yarn_rope(8, 2048, beta_fast=16, beta_slow=2, attention_factor=1.5, partial=0.5),
     ),
     "longrope_short": (
         (
@@ -130,7 +128,7 @@ CASES = {
             | {"short_factor": SHORT, "long_factor": LONG}
             | {"original_max_position_embeddings": 4096},
         ),
-        frequencies.longrope(tuple(SHORT), tuple(LONG), 4096, 4096, 32),
+        rotary.longrope(tuple(SHORT), tuple(LONG), 4096, 4096, 32),
     ),
     "longrope_long": (
         (
@@ -141,7 +139,7 @@ CASES = {
             | {"short_factor": SHORT, "long_factor": LONG}
             | {"original_max_position_embeddings": 4096},
         ),
-        frequencies.longrope(tuple(SHORT), tuple(LONG), 4096, 4097, 32),
+        rotary.longrope(tuple(SHORT), tuple(LONG), 4096, 4097, 32),
     ),
     "longrope_partial": (
         (
@@ -152,7 +150,7 @@ CASES = {
             | {"short_factor": SHORT, "long_factor": LONG, "partial_rotary_factor": 0.5}
             | {"original_max_position_embeddings": 4096},
         ),
-        frequencies.longrope(tuple(SHORT), tuple(LONG), 4096, 9000, 32, partial=0.5),
+        rotary.longrope(tuple(SHORT), tuple(LONG), 4096, 9000, 32, partial=0.5),
     ),
     "llama31": (
         (
@@ -163,7 +161,7 @@ CASES = {
             | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
             | {"original_max_position_embeddings": 8192},
         ),
-        frequencies.llama3_rope(),
+        rotary.llama3_rope(),
     ),
     "llama32_1b": (
         (
@@ -174,7 +172,7 @@ CASES = {
             | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
             | {"original_max_position_embeddings": 8192},
         ),
-        frequencies.llama3_rope(32),
+        rotary.llama3_rope(32),
     ),
     "proportional": (
         (
@@ -183,7 +181,7 @@ CASES = {
             None,
             {"rope_type": "proportional", "rope_theta": 1e6} | {"partial_rotary_factor": 0.25},
         ),
-        frequencies.proportional_rope(),
+        rotary.proportional_rope(),
     ),
     "proportional_factor": (
         (
@@ -193,7 +191,7 @@ CASES = {
             {"rope_type": "proportional", "rope_theta": 1e4, "factor": 4.0}
             | {"partial_rotary_factor": 0.75},
         ),
-        frequencies.proportional_rope(0.75, 4, 1e4),
+        rotary.proportional_rope(0.75, 4, 1e4),
     ),
 }
 
@@ -217,7 +215,7 @@ def test_frequencies_and_attention_factors_are_those_of_transformers(name):
     got = encoding.inverse_frequencies(case[0])
     np.testing.assert_allclose(got[: len(expected)], expected, rtol=1e-6, atol=0)
     assert (got[len(expected) :] == 0).all()
-    assert encoding.attention_factor == pytest.approx(factor, rel=1e-12)
+    assert encoding.scaling == pytest.approx(factor, rel=1e-12)
 
 
 # --- rotated vectors through the models' own modules ------------------------------------------
@@ -238,7 +236,7 @@ def module_tables(module, **layer_type):
 def assert_rotated_alike(encoding, x, expected):
     """Within 1e-6 of the largest value, and what their float32 phases are off: position * 2^-24."""
     got = np.asarray(encoding(jnp.asarray(x), jnp.asarray(POSITIONS)[None]))
-    size = np.abs(x).max() * encoding.attention_factor
+    size = np.abs(x).max() * encoding.scaling
     allowed = size * (1e-6 + POSITIONS * 2.0**-24)
     error = np.abs(got - expected).max(axis=(0, 2, 3))
     assert (error <= allowed).all(), (error, allowed)
@@ -280,7 +278,7 @@ def test_llama_rotates_alike(name):
 
 GEMMA3 = {
     "sliding_attention": rotary.rope(10_000),
-    "full_attention": frequencies.linear_rope(8, 1e6),
+    "full_attention": rotary.linear_rope(8, 1e6),
 }
 
 
@@ -308,7 +306,7 @@ def test_gemma3_rotates_alike_in_each_layer_type(layer_type):
 
 GEMMA4 = {  # head_dim and rotary differ by layer type
     "sliding_attention": (256, rotary.rope(10_000)),
-    "full_attention": (512, frequencies.proportional_rope(0.25, 1, 1e6)),
+    "full_attention": (512, rotary.proportional_rope(0.25, 1, 1e6)),
 }
 
 
@@ -342,7 +340,7 @@ def test_gpt_neox_rotates_alike(scaling):
     encoding = rotary.partial_rope(0.25)
     if scaling == "linear":
         values["factor"] = 2.0
-        encoding = frequencies.linear_rope(2, partial=0.25)
+        encoding = rotary.linear_rope(2, partial=0.25)
     config = GPTNeoXConfig(hidden_size=384, num_attention_heads=4, rope_parameters=values)
     module = modeling_gpt_neox.GPTNeoXRotaryEmbedding(config)
     np.testing.assert_allclose(encoding.inverse_frequencies(96)[:12], module.inv_freq, rtol=1e-6)
@@ -369,9 +367,7 @@ def test_phi_rotates_alike_on_both_sides_of_its_trained_length(longest, partial)
         pad_token_id=0,
     )
     module = modeling_phi3.Phi3RotaryEmbedding(config)
-    encoding = frequencies.longrope(
-        tuple(SHORT), tuple(LONG), 4096, longest + 1, 32, partial=partial
-    )
+    encoding = rotary.longrope(tuple(SHORT), tuple(LONG), 4096, longest + 1, 32, partial=partial)
     positions = torch.tensor([*POSITIONS, longest])[None]
     cos, sin = (table[:, :-1] for table in module(torch.zeros(1), positions))
     for x in vectors(head_dim):
@@ -383,7 +379,7 @@ def test_phi_rotates_alike_on_both_sides_of_its_trained_length(longest, partial)
 def test_dynamic_ntk_of_llama_rotates_alike_at_either_length(longest):
     values = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
     module = modeling_llama.LlamaRotaryEmbedding(llama(128, 2048, **values))
-    encoding = frequencies.dynamic_ntk_rope(2, 2048, longest + 1)
+    encoding = rotary.dynamic_ntk_rope(2, 2048, longest + 1)
     positions = torch.tensor([*POSITIONS, longest])[None]
     cos, sin = (table[:, :-1] for table in module(torch.zeros(1), positions))
     for x in vectors(128):

@@ -1,0 +1,1 @@
+"""Official Gemma checkpoints for Flax, as Orbax trees."""

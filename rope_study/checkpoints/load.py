@@ -1,0 +1,115 @@
+"""Which kind of checkpoint a path holds, and the decoder with its parameters from any of them."""
+
+import os
+from pathlib import Path
+
+from rope_study import data, sharding
+from rope_study.checkpoints import assemble, runs
+from rope_study.checkpoints.gemma_orbax import gemma
+from rope_study.checkpoints.gemma_orbax.tree import is_orbax
+from rope_study.checkpoints.hugging_face import folder
+from rope_study.checkpoints.llama2c import model
+from rope_study.checkpoints.weight_map import Located, Released
+from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
+from rope_study.errors import UserError
+from rope_study.rotary import Rotary
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    rotary: Rotary | str | None = None,
+    dtype: str | None = None,
+    mesh: str = "fsdp=-1",
+    step: int | None = None,
+    config: DecoderConfig | None = None,
+) -> tuple[Decoder, dict]:
+    """A decoder and its trained parameters, from any checkpoint that this project reads.
+
+    Args:
+      path: a run's folder, such as runs/quickstart/rope_theta10000; a Hugging Face folder
+        (config.json with safetensors: Gemma 1 to 4, Llama 3, Mistral, Qwen 3); an official Gemma
+        checkpoint (Orbax: Gemma 1 to 3); or a model file of llama2.c.
+      rotary: what to run it with instead of what it was trained with, in all layers: an encoding,
+        or a variant such as "yarn_rope(factor=4, context=8192) + log_n(train_length=8192)".
+      dtype: of the parameters: "float32", "bfloat16" or "float16"; as stored where not given.
+      mesh: how to split it over the devices.
+      step: which checkpoint of a run; the newest where not given.
+      config: the decoder of an official Gemma of a size that was not released.
+
+    Returns:
+      (decoder, params): `decoder.apply({"params": params}, tokens)` gives (logits, aux).
+
+    Raises:
+      UserError: no checkpoint at that path, an unsupported or damaged one, or `rotary` needs arrays
+        that it does not have. Nothing is made up: an array that is missing is an error.
+    """
+    path = Path(path).expanduser()
+    assemble.check_dtype(dtype)
+    if step is None and (opened := _open(path, config)) is not None:
+        return _load(opened, rotary, dtype, mesh)
+    return runs.load(path, rotary=rotary, step=step, mesh=mesh, dtype=dtype)
+
+
+def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
+    """The tokenizer of a checkpoint: a run's, or the one in a released checkpoint's folder."""
+    path = Path(path).expanduser()
+    if (path / runs.MODEL_FILE).exists():
+        return runs.load_tokenizer(path)
+    folder = path.parent if path.is_file() else path
+    official = not (folder / "config.json").exists() and is_orbax(folder)
+    # Kaggle's archives have the tokenizer beside the folder of the arrays.
+    beside = (
+        official and not list(folder.glob("tokenizer*")) and list(folder.parent.glob("*.model"))
+    )
+    return data.load_tokenizer(folder.parent if beside else folder)
+
+
+def _open(path: Path, config: DecoderConfig | None) -> Released | None:
+    """The checkpoint of another format, or None for a run of this project."""
+    if path.is_file():
+        if path.suffix == ".bin":
+            return model.open_checkpoint(path)
+        raise UserError(f"{path} is a file: {RECOGNISED}")
+    if (path / runs.MODEL_FILE).exists():
+        return None
+    if (path / "config.json").exists():
+        return folder.open_checkpoint(path)
+    if list(path.glob(f"*/{runs.MODEL_FILE}")):  # a study: its error names the runs below
+        return None
+    if is_orbax(path):
+        return gemma.open_checkpoint(path, config)
+    if not path.exists():
+        return None
+    raise UserError(f"no checkpoint in {path}: {RECOGNISED}")
+
+
+RECOGNISED = (
+    "give the folder of a run (model.json), of Hugging Face (config.json and *.safetensors) or of"
+    " an official Gemma checkpoint (Orbax's _METADATA), or a model file of llama2.c (*.bin)"
+)
+
+
+def _load(
+    opened: Released, rotary: Rotary | str | None, dtype: str | None, mesh: str
+) -> tuple[Decoder, dict]:
+    trained = opened.config
+    config = trained if rotary is None else variants.apply(trained, rotary)[1]
+    layout = fit_layout(config, sharding.make_layout(mesh))
+    decoder = Decoder(config, layout)
+    whole = opened.locate(trained)
+    assemble.check(whole, runs.abstract_params(Decoder(trained, layout)), opened.reader)
+    assemble.refuse_extra(whole, opened.reader, opened.ignored)
+    located = whole if rotary is None else _locate_changed(config, opened, rotary)
+    return decoder, assemble.fill(decoder, located, opened.reader, dtype, f"loading {opened.name}")
+
+
+def _locate_changed(config: DecoderConfig, opened: Released, rotary: Rotary | str) -> Located:
+    """Where the arrays are for another encoding; refuses one that needs arrays of its own."""
+    try:
+        return opened.locate(config)
+    except UserError as error:
+        raise UserError(
+            f"rotary={rotary!r} needs arrays that this checkpoint does not have ({error}); choose"
+            " one without arrays of its own"
+        ) from error

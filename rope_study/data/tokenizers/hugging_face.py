@@ -1,0 +1,177 @@
+"""A tokenizer.json as Hugging Face ships it, with the BOS that its model was trained with."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from rope_study.data.tokenizers.base import WHERE, Tokenizer, copy_file, existing_file, label
+from rope_study.errors import UserError
+
+SETTINGS_FILE = "tokenizer_config.json"
+MODEL_FILE = "config.json"
+
+# Only Gemma's vocabularies have this one, and Gemma always needs it.
+GEMMA_BOS = "<bos>"
+KNOWN_BOS = (GEMMA_BOS, "<s>", "<|begin_of_text|>", "<|endoftext|>")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json, and what the files beside it say of its special tokens.
+
+    As in Transformers, a special token that is written out in a text becomes that token.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Loads the file.
+
+        BOS is what bos_token in tokenizer_config.json names, and nothing where that is null (Qwen);
+        without the setting it is bos_token_id in config.json, or else a special token of a
+        well-known name. Gemma's <bos> is used even if nothing names it.
+
+        Raises:
+          UserError: a file is missing or corrupt, BOS is not in the vocabulary, or it is a Gemma
+            tokenizer without BOS.
+        """
+        self.name = str(path)
+        self._file = existing_file(self.name)
+        self._tokenizer = _load(self._file, self.name)
+        self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._settings = _read_object(self._file.with_name(SETTINGS_FILE))
+        # Not their number: added tokens may leave ids unused.
+        self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
+        self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
+        self._is_byte_level = "ByteLevel" in str(self._tokenizer.decoder)
+
+    @property
+    def pad(self) -> int:
+        """BOS; for a model without one its pad_token, its eos_token, or 0."""
+        if self.bos is not None:
+            return self.bos
+        names = [_content(self._settings.get(field)) for field in ("pad_token", "eos_token")]
+        return next((self._vocabulary[name] for name in names if name in self._vocabulary), 0)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids int32[n] of a text, without BOS."""
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def save(self, folder: Path) -> str:
+        """Copies tokenizer.json into a folder, with a tokenizer_config.json that names BOS."""
+        bos = None if self.bos is None else self._tokenizer.id_to_token(self.bos)
+        settings = json.dumps(self._settings | {"bos_token": bos}, indent=1)
+        (folder / SETTINGS_FILE).write_text(settings + "\n")
+        return copy_file(self._file, folder, "tokenizer.json")
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _piece(self, i: int) -> str:
+        piece = self._tokenizer.id_to_token(i)
+        if piece is None:
+            return f"<{i}>"
+        return label(_unwrap(piece) if self._is_byte_level else piece)
+
+    def _find_bos(self, model_file: Path) -> int | None:
+        model = _read_object(model_file)
+        bos = self._named_bos()
+        if bos is None and "bos_token" not in self._settings:
+            bos = self._numbered_bos(model, model_file)
+            if bos is None:
+                bos = self._well_known_bos()
+        if bos is None:
+            bos = self._vocabulary.get(GEMMA_BOS)
+        if bos is None and "gemma" in str(model.get("model_type")):
+            raise UserError(
+                f"tokenizer {self.name!r} is of a Gemma model by {MODEL_FILE} and has no BOS id:"
+                " released Gemma gives garbage without it (gemma-7b on LAMBADA: perplexity 5.9e9"
+                f" without, 3.46 with); set bos_token in {SETTINGS_FILE} beside it"
+            )
+        return bos
+
+    def _named_bos(self) -> int | None:
+        token = self._settings.get("bos_token")
+        if token is None:
+            return None
+        if _content(token) not in self._vocabulary:
+            raise UserError(
+                f"bos_token={token!r} of {self._file.with_name(SETTINGS_FILE)} is not in the"
+                f" vocabulary of tokenizer {self.name!r}; set it to a token that is, or to null"
+            )
+        return self._vocabulary[_content(token)]
+
+    def _numbered_bos(self, model: dict, file: Path) -> int | None:
+        number = model.get("bos_token_id")
+        if number is not None and number not in self._vocabulary.values():
+            raise UserError(
+                f"bos_token_id={number!r} of {file} is not in tokenizer {self.name!r},"
+                f" 0..{self.vocab_size - 1}; set bos_token in {SETTINGS_FILE} beside it"
+            )
+        return number
+
+    def _well_known_bos(self) -> int | None:
+        """Of special tokens alone: "<s>" in text is HTML."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {token.content: i for i, token in added.items() if token.special}
+        return next((special[name] for name in KNOWN_BOS if name in special), None)
+
+
+def _load(file: Path, name: str) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(
+            f"tokenizer {name!r} is not a tokenizer.json of Hugging Face ({error}); {WHERE}"
+        ) from error
+    # The file may ask for both, for batches of its own model.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _read_object(file: Path) -> dict:
+    """A JSON object, {} where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}); mend or remove it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} must be a JSON object, {{...}}; mend or remove it")
+    return value
+
+
+def _content(token: str | dict | None) -> str | None:
+    """A special token is spelled "<s>", or {"content": "<s>", ...}."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+# --- labels of byte-level BPE -----------------------------------------------------------------
+
+
+def _byte_of() -> dict[str, int]:
+    """Byte-level BPE spells each byte as one visible character.
+
+    Bytes that are visible in Latin-1 stand for themselves, the others for U+0100 on, in order.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    characters = {chr(byte): byte for byte in visible}
+    return characters | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_of()
+
+
+def _unwrap(piece: str) -> str:
+    """The text of a byte-level piece; <0xE6> for each byte if they are part of a character."""
+    if not all(character in BYTE_OF for character in piece):
+        return piece  # an added token, spelled as it is
+    raw = bytes(BYTE_OF[character] for character in piece)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in raw)

@@ -1,0 +1,59 @@
+"""Tokenizers by name: bytes, or a file of SentencePiece, Hugging Face or llama2.c."""
+
+import os
+from pathlib import Path
+
+from rope_study.data.tokenizers.base import WHERE, Tokenizer
+from rope_study.data.tokenizers.bytes import ByteTokenizer
+from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
+from rope_study.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from rope_study.errors import UserError, nearest
+
+# What a folder is searched for, in this order.
+IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin")
+
+
+KINDS = {
+    ".model": SentencePieceTokenizer,
+    ".json": HuggingFaceTokenizer,
+    ".bin": Llama2cTokenizer,
+}
+
+
+def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that config.data.tokenizer names.
+
+    Args:
+      spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json) or of
+        a tokenizer.bin of llama2.c (*.bin); or a folder that holds one, looked for in that order.
+
+    Raises:
+      UserError: another name, nothing in the folder, or a file that is missing or corrupt.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    path = Path(os.path.expanduser(str(spec)))
+    if path.is_dir():
+        path = spec = _find_in(path)
+    if path.suffix not in KINDS:
+        raise UserError(
+            f"unknown tokenizer {spec!r}.{nearest(str(spec), ['bytes'])}"
+            f' Allowed: "bytes", the path of a SentencePiece model ending in .model, of a'
+            f" tokenizer.json ending in .json or of a llama2.c tokenizer ending in .bin, or a"
+            f" folder that holds one; {WHERE}"
+        )
+    return KINDS[path.suffix](spec)
+
+
+def _find_in(folder: Path) -> Path:
+    for pattern in IN_FOLDER:
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise UserError(f"tokenizer folder {str(folder)!r} holds {names}: {WHERE} to one")
+        if files:
+            return files[0]
+    raise UserError(
+        f"tokenizer folder {str(folder)!r} holds none of {', '.join(IN_FOLDER)}; {WHERE}"
+    )

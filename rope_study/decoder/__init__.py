@@ -1,0 +1,9 @@
+"""The Gemma-like decoder: arrays in, arrays out.
+
+Takes tokens, parameters and a DecoderConfig; gives logits, losses, text, and what probes measured.
+Norms, query scales, score functions and layer patterns are added to their registries.
+"""
+
+from rope_study.decoder.config import DecoderConfig, LayerSpec
+from rope_study.decoder.decoder import Decoder, check_bos, fit_layout, parameter_count
+from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe

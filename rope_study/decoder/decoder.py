@@ -1,0 +1,386 @@
+"""The Gemma-like decoder: the Linen module that owns the parameters, and the forward pass.
+
+Linen declares parameters and nothing else; a layer is the plain function `layer.layer`. B batch,
+T length, D d_model, V vocabulary, P per_layer_dim.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rope_study.decoder import attention, loss
+from rope_study.decoder.config import DecoderConfig, LayerSpec
+from rope_study.decoder.hooks import Edit, Probe
+from rope_study.decoder.layer import (
+    KeyValues,
+    Weights,
+    layer,
+    layer_parameters,
+    norm_scale,
+    shared_parameters,
+)
+from rope_study.decoder.norms import rms_norm
+from rope_study.decoder.query_scaling import keys_read
+from rope_study.errors import UserError
+from rope_study.sharding import Layout
+from rope_study.sharding.parameter import Parameter
+
+Array = jax.Array
+
+
+class Decoder(nn.Module):
+    """Owns the parameters; `init` and `apply` are pure functions.
+
+    Parameters, the same whether layers are scanned or unrolled: embedding [V, D], final_norm [D],
+    pattern_i - place i of the pattern, arrays of `layer_parameters` stacked over its repeats - and
+    remainder_i, the layers left over when the pattern does not fit evenly. Where layers share
+    arrays, `shared` has them; where the output table is its own, `unembedding` [V, D]; and where
+    layers read the tokens anew, `per_layer_embedding`
+    [per_layer_vocab_size, layers, P], `per_layer_projection` [D, layers, P] and `per_layer_projection_norm` [P].
+    """
+
+    config: DecoderConfig
+    layout: Layout | None = None
+
+    def setup(self):
+        """Declares every parameter."""
+        c = self.config
+        table = Parameter((c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model)
+        self.embedding = self._declare_one("embedding", table)
+        self.final_norm = self._declare_one("final_norm", norm_scale(c))
+        repeats, left = divmod(c.layers, len(c.pattern))
+        places = range(len(c.pattern)) if repeats else ()
+        self.repeated = [self._declare_layer(f"pattern_{i}", i, repeats) for i in places]
+        self.remainder = [self._declare_layer(f"remainder_{i}", i, None) for i in range(left)]
+        # Last: Flax counts what was declared before into the random key.
+        shared = shared_parameters(c)
+        self.shared = self._declare("shared", shared) if shared else {}
+        self.unembedding = self.embedding if c.tied else self._declare_one("unembedding", table)
+        for name, parameter in per_layer_parameters(c).items():
+            setattr(self, name, self._declare_one(name, parameter))
+
+    def _declare_layer(self, name: str, place: int, repeats: int | None) -> dict[str, Array]:
+        parameters = layer_parameters(self.config, self.config.pattern[place])
+        if repeats is not None:
+            parameters = {key: p.stacked(repeats) for key, p in parameters.items()}
+        return self._declare(name, parameters)
+
+    def _declare(self, name: str, parameters: dict[str, Parameter]) -> dict[str, Array]:
+        def init(key: Array) -> dict:
+            keys = jax.random.split(key, len(parameters))
+            return {
+                array: p.initializer()(k, p.shape)
+                for k, (array, p) in zip(keys, parameters.items(), strict=True)
+            }
+
+        return self.param(name, init)
+
+    def _declare_one(self, name: str, parameter: Parameter) -> Array:
+        return self.param(name, parameter.initializer(), parameter.shape)
+
+    def __call__(
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        *,
+        probes: Sequence[Probe] = (),
+        weights: Array | None = None,
+        edit: Edit | None = None,
+    ) -> tuple[Array, dict[str, list]]:
+        """Logits f32[B, T, V] for tokens int[B, T], and what the probes measured.
+
+        Args:
+          tokens: int[B, T].
+          positions: int[B or 1, T]; 0, 1, 2, ... where not given.
+          probes: each reads every layer's activations.
+          weights: f32[B, T], which tokens the probes count; all where not given.
+          edit: replaces activations (see hooks.HOOK_POINTS for their names).
+
+        Returns:
+          (logits, aux): aux[probe.name][layer] is what that probe measured there.
+        """
+        x, aux = self.features(tokens, positions, probes=probes, weights=weights, edit=edit)
+        return self._logits(x), aux
+
+    def _logits(self, x: Array) -> Array:
+        """f32[B, T, V] for features x[B, T, D]."""
+        logits = jnp.einsum(
+            "btd,vd->btv", x, self.unembedding.astype(x.dtype),
+            preferred_element_type=jnp.float32, precision=attention.precision(x.dtype),
+        )  # fmt: skip
+        return loss.soft_cap(logits, self.config.final_cap)
+
+    def loss(self, tokens: Array, targets: Array, weights: Array | None = None) -> Array:
+        """Weighted sum over targets int[B, T] of their negative log likelihood, in nats."""
+        x, _ = self.features(tokens)
+        weights = jnp.ones(tokens.shape, jnp.float32) if weights is None else weights
+        return loss.cross_entropy(
+            x, self.unembedding, targets, weights, self.layout, cap=self.config.final_cap
+        )
+
+    def token_losses(self, tokens: Array, targets: Array, edit: Edit | None = None) -> Array:
+        """Negative log likelihood f32[B, T] of every target int[B, T], in nats; no gradients."""
+        x, _ = self.features(tokens, edit=edit)
+        return loss.token_losses(
+            x, self.unembedding, targets, self.layout, cap=self.config.final_cap
+        )
+
+    def features(
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        *,
+        probes: Sequence[Probe] = (),
+        weights: Array | None = None,
+        edit: Edit | None = None,
+    ) -> tuple[Array, dict[str, list]]:
+        """The forward pass up to the final norm: [B, T, D] and aux; arguments as in __call__."""
+        x, measured, _ = self._forward(tokens, positions, None, probes, weights, edit)
+        return x, {probe.name: [layer[probe.name] for layer in measured] for probe in probes}
+
+    def keys(self, tokens: Array) -> list[KeyValues]:
+        """The keys of every place of the pattern, stacked over repeats, and of what is left."""
+        return self._forward(tokens, keep=True)[2]
+
+    def extend(
+        self, tokens: Array, cache: list[KeyValues], start: Array
+    ) -> tuple[Array, list[KeyValues]]:
+        """Logits f32[B, V] after the last of tokens int[B, T] that follow `start` cached ones.
+
+        Args:
+          cache: as `keys` gives it, with room for all tokens to come (see decoder.sampling).
+          start: int, how many tokens the cache holds.
+
+        Returns:
+          (logits, the cache with these tokens).
+        """
+        x, _, cache = self._forward(tokens, cache=cache, start=start, keep=True)
+        return self._logits(x[:, -1:])[:, 0], cache
+
+    def _forward(
+        self,
+        tokens: Array,
+        positions: Array | None = None,
+        cache: list[KeyValues] | None = None,
+        probes: Sequence[Probe] = (),
+        weights: Array | None = None,
+        edit: Edit | None = None,
+        start: Array | int = 0,
+        keep: bool = False,
+    ) -> tuple[Array, list[dict], list[KeyValues]]:
+        """Features [B, T, D], what the probes measured in each layer, and the keys to keep."""
+        c, T = self.config, tokens.shape[1]
+        rows = None if cache is None else start + jnp.arange(T)
+        if positions is None:
+            positions = jnp.arange(T)[None] if rows is None else rows[None]
+        if weights is None:
+            weights = jnp.ones(tokens.shape, jnp.float32)
+        embedded = self.embed(tokens)
+        per_layer_inputs = self._per_layer_inputs(tokens, embedded) if c.per_layer_dim else None
+        late = [probe for probe in probes if "residual" in probe.reads]
+        early = [probe for probe in probes if probe not in late]
+
+        def run_layer(
+            x: Array,
+            w: Weights,
+            spec: LayerSpec,
+            index: Array,
+            cached: KeyValues,
+            source: KeyValues | None,
+        ):
+            places = jnp.arange(T) if rows is None else rows
+            counts = keys_read(places, spec.window, spec.chunk)
+            activations = {"tokens": tokens, "key_counts": counts}
+            measured = {}
+
+            def measure(probes: list[Probe]) -> dict[str, Any]:
+                return {probe.name: probe.measure(activations, weights) for probe in probes}
+
+            def hook(name: str, value: Any) -> Any:
+                edited = edit is not None and not callable(value)
+                activations[name] = edit(name, index, value) if edited else value
+                if name == "attention_output" and early:
+                    # Before the MLP begins, so that queries and keys are not held through it.
+                    both = activations[name], measure(early)
+                    activations[name], sums = jax.lax.optimization_barrier(both)
+                    measured.update(sums)
+                return activations[name]
+
+            def extend_keys(new: KeyValues | None) -> KeyValues:
+                return source if new is None else write(cached, new, start) if cached else new
+
+            layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
+            x, keys = layer(
+                x, {**w, **self.shared}, positions, spec, c, hook, extend_keys, rows, layer_input
+            )
+            measured.update(measure(late))
+            return self._constrain(x), measured, keys
+
+        run_layer = _rematerialised(run_layer, c.remat)
+        x, measured, keys = self._run_layers(run_layer, embedded, cache, keep)
+        return rms_norm(x, self.final_norm, c.norm_epsilon, c.norm_offset), measured, keys
+
+    def embed(self, tokens: Array) -> Array:
+        """tokens int[B, T] -> [B, T, D] in the compute dtype."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        x = self.embedding[tokens].astype(dtype)
+        if self.config.scale_embedding:
+            # Gemma rounds sqrt(d_model) to the compute dtype before it multiplies.
+            x = x * jnp.asarray(self.config.d_model**0.5, dtype)
+        return self._constrain(x)
+
+    def _per_layer_inputs(self, tokens: Array, embedded: Array) -> Array:
+        """What each layer reads of the tokens themselves, [B, T, layers, P] (Gemma 4).
+
+        Half of it is a table of its own, half a projection of the first embedding [B, T, D].
+        """
+        c, dtype = self.config, embedded.dtype
+        projected = jnp.einsum(
+            "btd,dlp->btlp", embedded, self.per_layer_projection.astype(dtype),
+            precision=attention.precision(dtype),
+        ) * jnp.asarray(c.d_model**-0.5, dtype)  # fmt: skip
+        projected = rms_norm(
+            projected, self.per_layer_projection_norm, c.norm_epsilon, c.norm_offset
+        )
+        scale = jnp.asarray(c.per_layer_dim**0.5, dtype)
+        looked_up = self.per_layer_embedding[tokens].astype(dtype) * scale
+        return (projected + looked_up) * jnp.asarray(2**-0.5, dtype)
+
+    def _run_layers(
+        self, run_layer: Callable, x: Array, cache: list[KeyValues] | None, keep: bool
+    ) -> tuple[Array, list[dict], list[KeyValues]]:
+        """All layers in order; returns x, one dict of statistics a layer, and the keys to keep."""
+        pattern = self.config.pattern
+        repeats = self.config.layers // len(pattern)
+        cache = [{}] * (len(self.repeated) + len(self.remainder)) if cache is None else cache
+        repeated_cache, left_cache = cache[: len(self.repeated)], cache[len(self.repeated) :]
+
+        def run_places(x: Array, weights: list[Weights], caches: list[KeyValues], first: Array):
+            """One repeat of the pattern, or the beginning of one."""
+            measured, keys = [], []
+            for place, (w, cached) in enumerate(zip(weights, caches, strict=True)):
+                spec = pattern[place]
+                source = None if spec.keys_from is None else keys[spec.keys_from]
+                x, statistics, new = run_layer(x, w, spec, first + place, cached, source)
+                measured.append(statistics)
+                keys.append(new)
+            kept = [_to_keep(k, s) if keep else {} for k, s in zip(keys, pattern, strict=False)]
+            return x, measured, kept
+
+        def run_repeat(x: Array, inputs: tuple):
+            weights, caches, repeat = inputs
+            x, measured, kept = run_places(x, weights, caches, repeat * len(pattern))
+            return x, (measured, kept)
+
+        measured, kept = [], []
+        if repeats:
+            inputs = self.repeated, repeated_cache, jnp.arange(repeats)
+            x, (stacked, kept) = _scan(run_repeat, x, inputs, repeats, self.config.scan)
+            measured = [jax.tree.map(lambda a: a[i], s) for i in range(repeats) for s in stacked]  # noqa: B023
+        if self.remainder:
+            first = jnp.asarray(repeats * len(pattern))
+            x, statistics, left = run_places(x, self.remainder, left_cache, first)
+            measured, kept = measured + statistics, kept + left
+        return x, measured, kept
+
+    def _constrain(self, x: Array) -> Array:
+        return x if self.layout is None else self.layout.constrain(x, "batch", "length", None)
+
+
+def _scan(step: Callable, x: Array, inputs: Any, length: int, compiled_once: bool):
+    """jax.lax.scan, or the same unrolled."""
+    if compiled_once:
+        return jax.lax.scan(step, x, inputs)
+    outputs = []
+    for i in range(length):
+        x, output = step(x, jax.tree.map(lambda a: a[i], inputs))  # noqa: B023
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+
+def _to_keep(keys: KeyValues, spec: LayerSpec) -> KeyValues:
+    """What a cache holds of a layer: nothing where it reads the keys of another."""
+    if spec.keys_from is not None:
+        return {}
+    return {name: value for name, value in keys.items() if name != "unrotated_k"}
+
+
+def write(cached: KeyValues, new: KeyValues, start: Array | int) -> KeyValues:
+    """The cache with new keys from place `start` on."""
+    return {
+        name: jax.lax.dynamic_update_slice_in_dim(old, new[name].astype(old.dtype), start, axis=1)
+        for name, old in cached.items()
+    }
+
+
+def per_layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
+    """The arrays behind what every layer reads of the tokens themselves (Gemma 4)."""
+    D, L, P = config.d_model, config.layers, config.per_layer_dim
+    if not P:
+        return {}
+    return {
+        "per_layer_embedding": Parameter(
+            (config.per_layer_vocab_size, L, P), ("vocab", None, "embed"), P
+        ),
+        "per_layer_projection": Parameter((D, L, P), ("embed", None, None), D),
+        "per_layer_projection_norm": norm_scale(config, P),
+    }
+
+
+def _rematerialised(run_layer: Callable, remat: str) -> Callable:
+    if remat == "none":
+        return run_layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # Arguments: x, weights, spec (static), index, cached, source.
+    return jax.checkpoint(run_layer, policy=policy, static_argnums=(2,))
+
+
+def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
+    """The layout to run this decoder in: kv_heads stay whole where there are too few to split.
+
+    Raises:
+      UserError: another dimension does not divide over its devices.
+    """
+    if config.kv_heads % layout.shards("kv_heads"):
+        layout = dataclasses.replace(layout, rules=dataclasses.replace(layout.rules, kv_heads=None))
+    dimensions = [
+        ("embed", "d_model"),
+        ("heads", "heads"),
+        ("mlp", "mlp_hidden"),
+        ("vocab", "vocab_size"),
+        ("vocab", "per_layer_vocab_size"),
+        ("embed", "per_layer_dim"),
+    ]
+    for axis, field in dimensions:
+        if getattr(config, field) % layout.shards(axis):
+            raise UserError(
+                f"{field}={getattr(config, field)} does not divide over {layout.shards(axis)}"
+                " devices: change it or mesh",
+                field,
+            )
+    return layout
+
+
+def check_bos(config: DecoderConfig, tokens: Array) -> None:
+    """Refuses texts int[B, T] that do not begin with BOS, for models that need it.
+
+    Without it a released Gemma gives garbage: gemma-7b's LAMBADA perplexity is 5.9e9, with it 3.46.
+    """
+    if config.bos is not None and (tokens[:, 0] != config.bos).any():
+        raise UserError(
+            f"a text begins with token {int(tokens[tokens[:, 0] != config.bos][0, 0])}, and this"
+            f" model needs BOS, {config.bos}, in front of every text or gives garbage: use"
+            " encode_batch of checkpoints.load_tokenizer(path)"
+        )
+
+
+def parameter_count(config: DecoderConfig) -> int:
+    """How many parameters the decoder has, without making them."""
+    tree = jax.eval_shape(
+        Decoder(config).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

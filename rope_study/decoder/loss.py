@@ -1,0 +1,165 @@
+"""Cross entropy over a large vocabulary without ever holding all its logits.
+
+Gemma's 256k logits in f32 are 1 GB for every 1,024 tokens. So tokens go in chunks, and as each
+chunk's logits are at hand its part of both gradients is computed there and then: the backward pass
+only scales. M tokens, D width, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from rope_study.decoder.attention import precision
+from rope_study.sharding import Layout
+
+Array = jax.Array
+
+CHUNK = 1024  # tokens of one device whose logits are held at a time
+
+
+def soft_cap(logits: Array, cap: float | None) -> Array:
+    """cap tanh(logits / cap): Gemma 2's and 4's bound on the final logits; None leaves them."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def cross_entropy(
+    x: Array,
+    embedding: Array,
+    targets: Array,
+    weights: Array,
+    layout: Layout | None = None,
+    chunk: int = CHUNK,
+    cap: float | None = None,
+) -> Array:
+    """Weighted sum of -log softmax(x @ embedding.T)[target], in nats.
+
+    Args:
+      x: features [B, T, D] in the compute dtype; gradients flow to it.
+      embedding: f32[V, D]; cast to x's dtype for the products, its gradient summed in f32.
+      targets: int32[B, T].
+      weights: f32[B, T], 0 where a token does not count.
+      layout: where x is split over the batch and the embedding over width and vocabulary.
+      chunk: tokens of one device whose logits are held at a time.
+      cap: bounds the logits, see `soft_cap`.
+
+    Returns:
+      f32 scalar.
+    """
+    losses = token_losses(x, embedding, targets, layout, chunk, cap)
+    return jnp.sum(weights * losses)
+
+
+def token_losses(
+    x: Array,
+    embedding: Array,
+    targets: Array,
+    layout: Layout | None = None,
+    chunk: int = CHUNK,
+    cap: float | None = None,
+) -> Array:
+    """-log softmax(x @ embedding.T)[target] of every token, f32[B, T]; not differentiated."""
+    weights = jnp.zeros(targets.shape, jnp.float32)  # they scale gradients only
+    return _run(x, embedding, targets, weights, layout, chunk, cap, gradients=False)[0]
+
+
+def _forward(x, embedding, targets, weights, layout, chunk, cap):
+    losses, dx, d_embedding = _run(
+        x, embedding, targets, weights, layout, chunk, cap, gradients=True
+    )
+    return jnp.sum(weights * losses), (dx, d_embedding)
+
+
+def _backward(layout, chunk, cap, gradients, g):
+    dx, d_embedding = gradients
+    return (dx * g).astype(dx.dtype), d_embedding * g, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
+    """Losses [B, T] and, where asked for, (dx, d_embedding): all at once, or device by device."""
+    if layout is None:
+        return _chunks(x, embedding.astype(x.dtype), targets, weights, chunk, cap, gradients)
+    rules = layout.rules
+    batch_axes = rules.batch or ()
+
+    def local(x, embedding, targets, weights):
+        # The table is gathered once and its gradient scattered once. Under plain GSPMD the
+        # compiled TPU program sums the whole gradient over devices again in every chunk.
+        embedding = embedding.astype(x.dtype)
+        if rules.embed:
+            embedding = jax.lax.all_gather(embedding, rules.embed, axis=1, tiled=True)
+        losses, dx, d_embedding = _chunks(
+            x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=rules.vocab
+        )
+        if gradients and rules.embed in batch_axes:
+            d_embedding = jax.lax.psum_scatter(
+                d_embedding, rules.embed, scatter_dimension=1, tiled=True
+            )
+        others = tuple(axis for axis in batch_axes if axis != rules.embed)
+        return losses, dx, _psum(d_embedding, others) if gradients else None
+
+    rows, table = layout.spec(["batch"]), layout.spec(["vocab", "embed"])
+    return jax.shard_map(
+        local,
+        mesh=layout.mesh,
+        in_specs=(rows, table, rows, rows),
+        out_specs=(rows, rows, table) if gradients else (rows, None, None),
+        check_vma=False,
+    )(x, embedding, targets, weights)
+
+
+def _psum(a: Array, axes: str | tuple[str, ...] | None) -> Array:
+    return jax.lax.psum(a, axes) if axes else a
+
+
+def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=None):
+    """The loop over chunks of tokens, on one device (or one device's part of the vocabulary)."""
+    B, T = targets.shape
+    chunk = min(chunk, B * T)
+
+    def split(a: Array) -> Array:
+        """[B, T, ...] -> [chunks, chunk, ...]; the tokens added to fill the last weigh nothing."""
+        flat = a.reshape(B * T, *a.shape[2:])
+        padded = jnp.pad(flat, [(0, -B * T % chunk)] + [(0, 0)] * (flat.ndim - 1))
+        return padded.reshape(-1, chunk, *flat.shape[1:])
+
+    def join(a: Array) -> Array:
+        """The inverse of `split`."""
+        return a.reshape(-1, *a.shape[2:])[: B * T].reshape(B, T, *a.shape[2:])
+
+    def step(d_embedding, inputs):
+        losses, dx, d_part = _one_chunk(*inputs, embedding, cap, gradients, vocab_axis)
+        return (d_embedding + d_part if gradients else None), (losses, dx)
+
+    start = jnp.zeros(embedding.shape, jnp.float32) if gradients else None
+    inputs = split(x), split(targets), split(weights)
+    d_embedding, (losses, dx) = jax.lax.scan(step, start, inputs)
+    return join(losses), join(dx) if gradients else None, d_embedding
+
+
+def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axis):
+    """One chunk: x[M, D], targets[M], weights[M] -> losses[M], dx[M, D], d_embedding f32[V, D]."""
+    matmul = functools.partial(
+        jnp.einsum, preferred_element_type=jnp.float32, precision=precision(x.dtype)
+    )
+    logits = soft_cap(matmul("md,vd->mv", x, embedding), cap)
+    first = jax.lax.axis_index(vocab_axis) * embedding.shape[0] if vocab_axis else 0
+    hit = targets[:, None] == first + jnp.arange(embedding.shape[0])
+    top = jnp.max(logits, axis=-1)
+    top = jax.lax.pmax(top, vocab_axis) if vocab_axis else top
+    exponentials = jnp.exp(logits - top[:, None])
+    normaliser = _psum(jnp.sum(exponentials, axis=-1), vocab_axis)
+    target_logit = _psum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), vocab_axis)
+    losses = top + jnp.log(normaliser) - target_logit
+    if not gradients:
+        return losses, None, None
+    d_logits = weights[:, None] * (exponentials / normaliser[:, None] - hit)
+    if cap is not None:
+        d_logits *= 1 - jnp.square(logits / cap)  # the derivative of tanh
+    d_logits = d_logits.astype(x.dtype)
+    dx = _psum(matmul("mv,vd->md", d_logits, embedding), vocab_axis).astype(x.dtype)
+    return losses, dx, matmul("mv,md->vd", d_logits, x)

@@ -1,0 +1,121 @@
+"""What the figures share: size and title, colours, and heat maps of pair norms."""
+
+import itertools
+import math
+import textwrap
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+COLOUR_MAP = "cividis"  # grows in lightness: reads the same in grey and for colour-blind readers
+# Okabe and Ito's colours without yellow, which is lost on white. Printed in grey several of them
+# are alike, so the line styles differ too; seven against six repeat only after 42 lines.
+LINE_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+LINE_STYLES = ("-", "--", "-.", ":", (0, (10, 3)), (0, (6, 1, 1, 1, 1, 1)))
+
+
+def new_figure(size: tuple[float, float], title: str) -> Figure:
+    """An empty figure of that size in inches, with its title wrapped to the width."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(wrap(title, size[0]), fontsize=11, parse_math=False)
+    return figure
+
+
+def wrap(text: str, inches: float) -> str:
+    """Breaks each line where it would outgrow the width, at 11 characters an inch."""
+    return "\n".join(textwrap.fill(line, int(11 * inches)) for line in text.split("\n"))
+
+
+def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
+    """A grid of (title, norms[row, pair]); each of q, k, v has its own colour scale.
+
+    Only the product of a query's and a key's norm enters a logit, so their ratio says nothing and
+    a common scale would only hide the smaller of them.
+    """
+    columns, height = len(rows[0]), max(len(norms) for row in rows for _, norms in row)
+    width = {1: 6.0, 2: 4.4}.get(columns, 2.5)
+    size = (1.2 + columns * width, 1.5 + len(rows) * min(max(height / 6, 1.8), 4.5))
+    figure = new_figure(size, title)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    by_quantity: dict[str, list[tuple[Axes, xr.DataArray]]] = {}
+    for axes, (name, norms) in zip(grid.flat, itertools.chain(*rows), strict=True):
+        axes.set_title(wrap(name, width), fontsize=9, pad=16)
+        by_quantity.setdefault(norms.name, []).append((axes, norms))
+    for quantity, panels in by_quantity.items():
+        largest = max(float(norms.max()) for _, norms in panels)
+        for axes, norms in panels:
+            scale = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": largest}
+            image = axes.imshow(norms.values, aspect="auto", interpolation="nearest", **scale)
+            _label(axes, norms, x_ticks=5 if columns < 3 else 3, named=axes is panels[0][0])
+            _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
+        every = [axes for axes, _ in panels]
+        bar = figure.colorbar(image, ax=every, fraction=0.1 / columns, pad=0.05 / columns)
+        bar.ax.tick_params(labelsize=8)
+        units = panels[0][1].attrs["units"]
+        bar.set_label(f"mean 2-norm\n[{'dimensionless' if units == '1' else units}]", fontsize=9)
+    return figure
+
+
+def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
+    """Both axes; in a grid only what is `named` has a y label and only the last row an x label."""
+    row = norms.dims[0]
+    at = np.arange(0, len(norms), math.ceil(len(norms) / 10))
+    axes.set_yticks(at, norms[row].values[at])
+    axes.set_ylabel(row.replace("kv_head", "key-value head") if named else "")
+    label_pairs(axes, inverse_frequencies(norms), x_ticks)
+    last = axes.get_subplotspec().is_last_row()
+    axes.tick_params(labelsize=8, labelbottom=last)
+    if not last:
+        axes.set_xlabel("")
+
+
+def label_pairs(axes: Axes, frequencies: np.ndarray, ticks: int) -> None:
+    """The x axis of rotary pairs whose frequencies are float64[row, pair]."""
+    at = np.unique(np.linspace(0, frequencies.shape[1] - 1, ticks).round().astype(int))
+    labels, below = at, "pair, fastest first\n(frequencies differ by layer)"
+    if np.isnan(frequencies).any():  # a rotary function of the user's own
+        below = "pair\n(frequencies not known)"
+    elif (frequencies == frequencies[0]).all():
+        labels = [f"{i}\n{frequencies[0, i]:.2g}" for i in at]
+        below = "pair, fastest first\nradians per token"
+    axes.set_xticks(at, labels)
+    axes.set_xlabel(f"rotary {below}", fontsize=9)
+
+
+def _mark_unrotated(axes: Axes, norms: xr.DataArray, words: str) -> None:
+    """A dashed line around each block of pairs that do not turn, and the words above the first."""
+    still = inverse_frequencies(norms) == 0
+    style = {"edgecolor": "white", "linestyle": "--", "linewidth": 1.6, "fill": False}
+    stroke = [withStroke(linewidth=3, foreground="black")]
+    for _, rows in itertools.groupby(range(len(still)), key=lambda row: still[row].tobytes()):
+        first, *rest = rows  # neighbouring rows with the same pairs share one block
+        edges = np.flatnonzero(np.diff(still[first], prepend=False, append=False))
+        for left, right in edges.reshape(-1, 2) - 0.5:
+            size = (right - left, 1 + len(rest))
+            axes.add_patch(Rectangle((left, first - 0.5), *size, path_effects=stroke, **style))
+            if len(axes.patches) == 1:
+                x, side = (left, "left") if left < 0 else (right, "right")
+                above = {"transform": axes.get_xaxis_transform(), "ha": side, "fontsize": 8}
+                axes.text(x, 1.02, f"dashed: {words}", **above)
+
+
+def inverse_frequencies(norms: xr.DataArray) -> np.ndarray:
+    """float64[row, pair], radians per token; heads of a layer share the layer's."""
+    return norms.coords["inverse_frequency"].broadcast_like(norms).transpose(*norms.dims).values
+
+
+def head_mean(usage: xr.Dataset, name: str) -> xr.DataArray:
+    """Norms[layer, pair]."""
+    return usage[name].mean("head" if name == "q" else "kv_head", keep_attrs=True)
+
+
+def source(usage: xr.Dataset) -> str:
+    """What was read: model, text, tokens and context."""
+    about = usage.attrs
+    text = f"{about['text']}, " if about["text"] else ""
+    tokens, context = int(about["tokens"]), int(about["context"])
+    return f"{about['model']}; {text}{tokens:,} tokens, context {context:,}"

@@ -1,5 +1,0 @@
-"""A page to browse heads: one HTML file that asks nothing of the network."""
-
-from rope_study.page.write import write_page
-
-__all__ = ["write_page"]

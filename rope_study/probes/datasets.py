@@ -1,0 +1,61 @@
+"""The axes that the datasets of probes share: layers, heads, rotary pairs; and their units."""
+
+import numpy as np
+import xarray
+
+from rope_study import rotary
+from rope_study.decoder import DecoderConfig
+
+BY_HEAD = ("layer", "head")
+BY_KV_HEAD = ("layer", "kv_head")
+
+
+def variable(dims: tuple[str, ...], layers: list, long_name: str, units: str = "1") -> tuple:
+    """What xarray.Dataset takes for a variable with one array a layer, dims[1:]."""
+    return dims, stack_padded([np.asarray(layer) for layer in layers]), about(long_name, units)
+
+
+def about(long_name: str, units: str = "1") -> dict[str, str]:
+    """The attributes of a variable."""
+    return {"units": units, "long_name": long_name}
+
+
+def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
+    """One array [L, ...]; layers with fewer heads or pairs than the largest end in NaN."""
+    largest = np.max([layer.shape for layer in layers], axis=0)
+    stacked = np.full((len(layers), *largest), np.nan)
+    for i, layer in enumerate(layers):
+        stacked[(i, *(slice(size) for size in layer.shape))] = layer
+    return stacked
+
+
+def numbered(dataset: xarray.Dataset) -> xarray.Dataset:
+    """The dataset with 0, 1, 2, ... along every axis that has no coordinate yet."""
+    sizes = dataset.sizes.items()
+    return dataset.assign_coords(
+        {axis: np.arange(size) for axis, size in sizes if axis not in dataset.coords}
+    )
+
+
+def frequency_coordinates(config: DecoderConfig, context: int) -> dict[str, tuple]:
+    """inverse_frequency and cycles by layer and pair, fastest first."""
+    found = [
+        inverse_frequencies(spec.rotary, config.of_layer(spec).head_dim)
+        for spec in config.layer_specs
+    ]
+    by_pair, frequencies = ("layer", "pair"), stack_padded(found)
+    return {
+        "inverse_frequency": (
+            by_pair,
+            frequencies,
+            about("turn a token; 0: not rotated", "rad/token"),
+        ),
+        "cycles": (by_pair, frequencies * context / (2 * np.pi), about("turns over the context")),
+    }
+
+
+def inverse_frequencies(encoding: rotary.Rotary, head_dim: int) -> np.ndarray:
+    """float64[H/2]; NaN where they are not known: a function of the user's own, or learned ones."""
+    if isinstance(encoding, rotary.Encoding) and not encoding.trained:
+        return encoding.inverse_frequencies(head_dim)
+    return np.full(head_dim // 2, np.nan)

@@ -1,0 +1,1 @@
+"""Reports: statistics of runs and models to tables, figures and offline HTML pages."""

@@ -1,0 +1,8 @@
+"""Devices: the mesh, the rules that split arrays over it, processes, and what XLA is told.
+
+Takes logical axis names; gives shardings and placed arrays. The only place that knows devices:
+change Rules for another way to split a model.
+"""
+
+from rope_study.sharding.mesh import MESH_AXES, Layout, Rules, make_layout, one_device
+from rope_study.sharding.processes import is_main_process, start, wait_for_all

@@ -1,0 +1,158 @@
+"""The mesh, and the rules from logical to mesh axes."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rope_study.errors import UserError, nearest
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """For each logical axis the mesh axes that split it; None keeps it whole on every device."""
+
+    batch: tuple[str, ...] | None = ("data", "fsdp")
+    length: str | None = None
+    embed: str | None = "fsdp"  # the width of parameters; activations keep their width whole
+    heads: str | None = "tensor"
+    kv_heads: str | None = "tensor"
+    head_dim: str | None = None
+    mlp: str | None = "tensor"
+    vocab: str | None = "tensor"
+    layers: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh with rules: turns logical axis names into shardings."""
+
+    mesh: Mesh
+    rules: Rules = dataclasses.field(default_factory=Rules)
+
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        """The mesh axes for one array's logical axes.
+
+        Raises:
+          UserError: two of its axes would be split over the same mesh axis.
+        """
+        chosen = [None if axis is None else getattr(self.rules, axis) for axis in axes]
+        used = [name for names in chosen if names for name in np.atleast_1d(names)]
+        if len(used) != len(set(used)):
+            raise UserError(
+                f"the axes {tuple(axes)} would split one array twice over the same mesh axis"
+                f" ({', '.join(sorted(used))}); change parallel.Rules"
+            )
+        return PartitionSpec(*chosen)
+
+    def sharding(self, *axes: str | None) -> NamedSharding:
+        """The sharding of an array with these logical axes."""
+        return NamedSharding(self.mesh, self.spec(axes))
+
+    def constrain(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """x, told to the compiler to be split like this."""
+        return jax.lax.with_sharding_constraint(x, self.sharding(*axes))
+
+    def shards(self, axis: str) -> int:
+        """Over how many devices a logical axis is split."""
+        names = getattr(self.rules, axis)
+        return math.prod(self.mesh.shape[name] for name in np.atleast_1d(names)) if names else 1
+
+    def tree(self, boxed_tree):
+        """Shardings for a tree whose arrays Flax boxed with logical axis names (the rest whole)."""
+        return jax.tree.map(
+            lambda spec: self.sharding(*spec),
+            nn.get_partition_spec(boxed_tree),
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        )
+
+    def place_rows(
+        self, rows: Callable[[int, int], np.ndarray], shape: tuple[int, ...]
+    ) -> jax.Array:
+        """A global batch of that shape, split by rows; each host reads only its own.
+
+        Args:
+          rows: (start, stop) -> array [stop - start, ...].
+          shape: of the whole batch over all hosts.
+        """
+        count = shape[0]
+        self.check_rows(count)
+        sharding = self.sharding("batch", *[None] * (len(shape) - 1))
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: rows(*index[0].indices(count)[:2])
+        )
+
+    def check_rows(self, count: int) -> None:
+        """Refuses a batch whose rows do not divide over the devices of the batch axis."""
+        if count % self.shards("batch"):
+            raise UserError(
+                f"a batch of {count} rows does not divide over {self.shards('batch')} devices;"
+                " set config.data.batch_size or config.mesh"
+            )
+
+    def fill(self, count: int) -> np.ndarray:
+        """Which of `count` rows to run, int[n], so that n divides: the first ones again at the end."""
+        shards = self.shards("batch")
+        return np.arange(-(-count // shards) * shards) % count
+
+    def place(self, batch: np.ndarray) -> jax.Array:
+        """A batch that every host holds whole, split by rows."""
+        return self.place_rows(lambda start, stop: batch[start:stop], batch.shape)
+
+
+def make_layout(mesh: str = "fsdp=-1", rules: Rules | None = None) -> Layout:
+    """The layout for a mesh written as "data=2,fsdp=-1,tensor=1"; -1 takes what is left.
+
+    Raises:
+      UserError: an unknown axis, a size that is no integer, or sizes that do not fit the devices.
+    """
+    devices = jax.devices()
+    sizes = _fill(_parse_mesh(mesh), len(devices), mesh)
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    grid = mesh_utils.create_device_mesh(shape, devices)
+    return Layout(Mesh(grid, MESH_AXES), rules or Rules())
+
+
+def _parse_mesh(mesh: str) -> dict[str, int]:
+    sizes = dict.fromkeys(MESH_AXES, 1)
+    for part in filter(None, mesh.replace(" ", "").split(",")):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES:
+            raise UserError(
+                f"unknown mesh axis {axis!r} in {mesh!r}.{nearest(axis, MESH_AXES)}"
+                f" Known: {', '.join(MESH_AXES)}",
+                "mesh",
+            )
+        try:
+            sizes[axis] = int(size)
+        except ValueError:
+            raise UserError(
+                f"mesh size {size!r} of {axis!r} is not an integer",
+                "mesh",
+            ) from None
+    return sizes
+
+
+def _fill(sizes: dict[str, int], devices: int, mesh: str) -> dict[str, int]:
+    open_axes = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    fits = fixed > 0 and len(open_axes) <= 1 and devices % fixed == 0
+    if not fits or (not open_axes and fixed != devices):
+        raise UserError(
+            f"mesh {mesh!r} does not fit {devices} device(s): the sizes must multiply to"
+            f" {devices}, at most one may be -1 (the rest)",
+            "mesh",
+        )
+    return sizes | {axis: devices // fixed for axis in open_axes}
+
+
+def one_device() -> Layout:
+    """The layout of a single device."""
+    return Layout(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES))

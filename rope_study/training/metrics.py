@@ -1,0 +1,44 @@
+"""A run's scalars: one JSON line a logged step, and the same to TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from rope_study.files import write_atomically
+
+
+class MetricsLog:
+    """Appends {"step": ..., name: value, ...} to metrics.jsonl and to tensorboard/."""
+
+    def __init__(self, folder: Path, first_step: int):
+        """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] < first_step]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._lines = self._path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one step's scalars."""
+        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._lines.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """All rows of a run's metrics.jsonl; a last line cut off by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
