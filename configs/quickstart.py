@@ -3,9 +3,9 @@
 python -m rope_study.study --config=configs/quickstart.py
 """
 
-from rope_study.training import settings
+from rope_study.training import quickstart
 
 
 def get_config():
     """Its settings stand in the package, as notebooks train the same models."""
-    return settings.quickstart()
+    return quickstart.config()

@@ -47,5 +47,10 @@ def _backends(field: str, maker: Callable[..., Any]) -> tuple[str, ...]:
     return ("reference",) if special or field == "score_function" else attention.BACKENDS
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command."""
     print(listing())
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -145,9 +146,7 @@ class Manager:
 def write_model(folder: Path, config: DecoderConfig, tokenizer: data.Tokenizer) -> None:
     """Writes what `load` needs to rebuild the decoder; the tokenizer's files come along."""
     name = tokenizer.save(folder)
-    fields = dataclasses.asdict(config)
-    fields["pattern"] = [_write_layer(spec) for spec in config.pattern]
-    text = json.dumps({"decoder": fields, "tokenizer": name}, indent=1)
+    text = json.dumps({"decoder": config_fields(config), "tokenizer": name}, indent=1)
     (folder / MODEL_FILE).write_text(text + "\n")
 
 
@@ -159,6 +158,12 @@ def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> D
     fields["pattern"] = tuple(_read_layer(layer, replaced) for layer in fields["pattern"])
     config = DecoderConfig(**fields)
     return config if rotary is None else variants.apply(config, rotary)[1]
+
+
+def config_fields(config: DecoderConfig) -> dict[str, Any]:
+    """A decoder's configuration as JSON values."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return fields | {"pattern": [_write_layer(spec) for spec in config.pattern]}
 
 
 def _write_layer(spec: LayerSpec) -> dict:

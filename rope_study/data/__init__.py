@@ -1,7 +1,7 @@
 """Data: text in, tokens, and batches that are a function of (seed, step)."""
 
 from rope_study.data.batches import TrainBatches, Windows, held_out_batches, tokenize
-from rope_study.data.corpus import Corpus, load_corpus
+from rope_study.data.corpus import Corpus, DataSettings, load_corpus
 from rope_study.data.documents import fingerprint, read_documents, split
 from rope_study.data.passages import DOMAINS, PASSAGES
 from rope_study.data.texts import Text, load_texts

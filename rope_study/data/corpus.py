@@ -3,11 +3,21 @@
 import dataclasses
 from collections.abc import Iterator
 
-import ml_collections
 import numpy as np
 
 from rope_study.data import batches, documents
-from rope_study.data.tokenizers import base, load
+from rope_study.data.tokenizers import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What a corpus is made of and how it is cut."""
+
+    path: str
+    tokenizer: str
+    held_out: float
+    length: int
+    batch_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,25 +26,24 @@ class Corpus:
 
     Attributes:
       name: where the text came from.
-      fingerprint: hash of the text.
+      fingerprint: hash of the text and of its split.
       tokenizer: what made the tokens.
       train, held_out: flat token streams, every document begun by BOS.
-      length, batch_size, seed: as in `config`.
+      length, batch_size: of the settings.
     """
 
     name: str
     fingerprint: str
-    tokenizer: base.Tokenizer
+    tokenizer: Tokenizer
     train: np.ndarray
     held_out: np.ndarray
     length: int
     batch_size: int
-    seed: int
 
-    def train_batches(self) -> batches.TrainBatches:
+    def train_batches(self, seed: int) -> batches.TrainBatches:
         """A batch for every step."""
         return batches.TrainBatches(
-            self.train, self.length, self.batch_size, self.seed, self.tokenizer.bos
+            self.train, self.length, self.batch_size, seed, self.tokenizer.bos
         )
 
     def held_out_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -44,15 +53,14 @@ class Corpus:
         )
 
 
-def load_corpus(config: ml_collections.ConfigDict) -> Corpus:
-    """The corpus that `config.data` names.
+def load_corpus(settings: DataSettings) -> Corpus:
+    """The corpus that the settings name.
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
         loaded, or has no BOS id.
     """
-    settings = config.data
-    tokenizer = load.load_tokenizer(settings.tokenizer)
+    tokenizer = load_tokenizer(settings.tokenizer)
     tokenizer.required_bos()  # before a large text is read
     texts = documents.read_documents(settings.path)
     train, held_out = documents.split(texts, settings.held_out)
@@ -64,9 +72,8 @@ def load_corpus(config: ml_collections.ConfigDict) -> Corpus:
         batches.tokenize(held_out, tokenizer),
         settings.length,
         settings.batch_size,
-        config.seed,
     )
     # Both raise where the text is too short, before anything is written.
-    corpus.train_batches()
+    corpus.train_batches(seed=0)
     corpus.held_out_batches(1)
     return corpus

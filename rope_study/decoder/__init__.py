@@ -5,5 +5,11 @@ Norms, query scales, score functions and layer patterns are added to their regis
 """
 
 from rope_study.decoder.config import DecoderConfig, LayerSpec
-from rope_study.decoder.decoder import Decoder, check_bos, fit_layout, parameter_count
+from rope_study.decoder.decoder import (
+    Decoder,
+    check_bos,
+    fit_layout,
+    parameter_count,
+    parameter_tree,
+)
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe

@@ -158,7 +158,7 @@ class T5Bias(ScoreFunction):
     def shared_parameters(self, config) -> dict[str, Parameter]:
         """t5_bias [buckets, N]."""
         shape = (self.buckets, config.heads)
-        return {"t5_bias": Parameter(shape, (None, "heads"), config.d_model)}
+        return {"t5_bias": Parameter(shape, (None, "heads"), config.d_model, decay=False)}
 
     def __call__(self, logits, mask, inputs):
         """f32[B, N, T, S]."""
@@ -225,7 +225,7 @@ def _gate_parameters(name: str, config, bias: float = 0.0) -> dict[str, Paramete
         f"{name}_weight": Parameter(
             (config.d_model, config.heads), ("embed", "heads"), config.d_model
         ),
-        f"{name}_bias": Parameter((config.heads,), ("heads",), constant=bias),
+        f"{name}_bias": Parameter((config.heads,), ("heads",), constant=bias, decay=False),
     }
 
 

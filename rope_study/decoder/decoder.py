@@ -35,7 +35,7 @@ Array = jax.Array
 class Decoder(nn.Module):
     """Owns the parameters; `init` and `apply` are pure functions.
 
-    Parameters, the same whether layers are scanned or unrolled: embedding [V, D], final_norm [D],
+    Parameters (`parameter_tree`), the same whether layers are scanned or unrolled: embedding [V, D], final_norm [D],
     pattern_i - place i of the pattern, arrays of `layer_parameters` stacked over its repeats - and
     remainder_i, the layers left over when the pattern does not fit evenly. Where layers share
     arrays, `shared` has them; where the output table is its own, `unembedding` [V, D]; and where
@@ -47,40 +47,33 @@ class Decoder(nn.Module):
     layout: Layout | None = None
 
     def setup(self):
-        """Declares every parameter."""
-        c = self.config
-        table = Parameter((c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model)
-        self.embedding = self._declare_one("embedding", table)
-        self.final_norm = self._declare_one("final_norm", norm_scale(c))
-        repeats, left = divmod(c.layers, len(c.pattern))
-        places = range(len(c.pattern)) if repeats else ()
-        self.repeated = [self._declare_layer(f"pattern_{i}", i, repeats) for i in places]
-        self.remainder = [self._declare_layer(f"remainder_{i}", i, None) for i in range(left)]
-        # Last: Flax counts what was declared before into the random key.
-        shared = shared_parameters(c)
-        self.shared = self._declare("shared", shared) if shared else {}
-        self.unembedding = self.embedding if c.tied else self._declare_one("unembedding", table)
-        for name, parameter in per_layer_parameters(c).items():
-            setattr(self, name, self._declare_one(name, parameter))
+        """Declares every parameter, in the order of `parameter_tree`."""
+        for name, declared in parameter_tree(self.config).items():
+            setattr(self, name, self._declare(name, declared))
+        groups = self.config.layer_groups
+        self.repeated = [getattr(self, g) for g, _, _ in groups if g.startswith("pattern")]
+        self.remainder = [getattr(self, g) for g, _, _ in groups if g.startswith("remainder")]
 
-    def _declare_layer(self, name: str, place: int, repeats: int | None) -> dict[str, Array]:
-        parameters = layer_parameters(self.config, self.config.pattern[place])
-        if repeats is not None:
-            parameters = {key: p.stacked(repeats) for key, p in parameters.items()}
-        return self._declare(name, parameters)
+    def _declare(self, name: str, declared: Parameter | dict[str, Parameter]) -> Any:
+        if isinstance(declared, Parameter):
+            return self.param(name, declared.initializer(), declared.shape)
 
-    def _declare(self, name: str, parameters: dict[str, Parameter]) -> dict[str, Array]:
         def init(key: Array) -> dict:
-            keys = jax.random.split(key, len(parameters))
+            keys = jax.random.split(key, len(declared))
             return {
                 array: p.initializer()(k, p.shape)
-                for k, (array, p) in zip(keys, parameters.items(), strict=True)
+                for k, (array, p) in zip(keys, declared.items(), strict=True)
             }
 
         return self.param(name, init)
 
-    def _declare_one(self, name: str, parameter: Parameter) -> Array:
-        return self.param(name, parameter.initializer(), parameter.shape)
+    @property
+    def _output_table(self) -> Array:
+        return self.embedding if self.config.tied else self.unembedding
+
+    @property
+    def _shared(self) -> Weights:
+        return self.shared if shared_parameters(self.config) else {}
 
     def __call__(
         self,
@@ -109,7 +102,7 @@ class Decoder(nn.Module):
     def _logits(self, x: Array) -> Array:
         """f32[B, T, V] for features x[B, T, D]."""
         logits = jnp.einsum(
-            "btd,vd->btv", x, self.unembedding.astype(x.dtype),
+            "btd,vd->btv", x, self._output_table.astype(x.dtype),
             preferred_element_type=jnp.float32, precision=attention.precision(x.dtype),
         )  # fmt: skip
         return loss.soft_cap(logits, self.config.final_cap)
@@ -119,14 +112,14 @@ class Decoder(nn.Module):
         x, _ = self.features(tokens)
         weights = jnp.ones(tokens.shape, jnp.float32) if weights is None else weights
         return loss.cross_entropy(
-            x, self.unembedding, targets, weights, self.layout, cap=self.config.final_cap
+            x, self._output_table, targets, weights, self.layout, cap=self.config.final_cap
         )
 
     def token_losses(self, tokens: Array, targets: Array, edit: Edit | None = None) -> Array:
         """Negative log likelihood f32[B, T] of every target int[B, T], in nats; no gradients."""
         x, _ = self.features(tokens, edit=edit)
         return loss.token_losses(
-            x, self.unembedding, targets, self.layout, cap=self.config.final_cap
+            x, self._output_table, targets, self.layout, cap=self.config.final_cap
         )
 
     def features(
@@ -215,7 +208,7 @@ class Decoder(nn.Module):
 
             layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
             x, keys = layer(
-                x, {**w, **self.shared}, positions, spec, c, hook, extend_keys, rows, layer_input
+                x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows, layer_input
             )
             measured.update(measure(late))
             return self._constrain(x), measured, keys
@@ -317,15 +310,35 @@ def write(cached: KeyValues, new: KeyValues, start: Array | int) -> KeyValues:
     }
 
 
-def per_layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
+def parameter_tree(config: DecoderConfig) -> dict[str, Parameter | dict[str, Parameter]]:
+    """Every array of the decoder, by name; see Decoder.
+
+    The order counts: Flax draws the random key of an array by what was declared before it.
+    """
+    c = config
+    table = Parameter((c.vocab_size, c.d_model), ("vocab", "embed"), c.d_model)
+    tree: dict[str, Parameter | dict[str, Parameter]] = {"embedding": table}
+    tree["final_norm"] = norm_scale(c)
+    for group, place, layers in c.layer_groups:
+        parameters = layer_parameters(c, c.pattern[place])
+        if group.startswith("pattern"):
+            parameters = {name: p.stacked(len(layers)) for name, p in parameters.items()}
+        tree[group] = parameters
+    if shared := shared_parameters(c):
+        tree["shared"] = shared
+    if not c.tied:
+        tree["unembedding"] = table
+    if c.per_layer_dim:
+        tree |= _per_layer_parameters(c)
+    return tree
+
+
+def _per_layer_parameters(config: DecoderConfig) -> dict[str, Parameter]:
     """The arrays behind what every layer reads of the tokens themselves (Gemma 4)."""
     D, L, P = config.d_model, config.layers, config.per_layer_dim
-    if not P:
-        return {}
+    rows = config.per_layer_vocab_size
     return {
-        "per_layer_embedding": Parameter(
-            (config.per_layer_vocab_size, L, P), ("vocab", None, "embed"), P
-        ),
+        "per_layer_embedding": Parameter((rows, L, P), ("vocab", None, "embed"), P),
         "per_layer_projection": Parameter((D, L, P), ("embed", None, None), D),
         "per_layer_projection_norm": norm_scale(config, P),
     }

@@ -68,7 +68,11 @@ class Dpe(ScoreFunction):
     def parameters(self, config) -> dict[str, Parameter]:
         """dpe_pairs [N, P], 1 where the pair moves; not trained."""
         shape = (config.heads, config.head_dim // 2)
-        return {PAIRS: Parameter(shape, ("heads", None), constant=1.0)} if self.selected else {}
+        return (
+            {PAIRS: Parameter(shape, ("heads", None), constant=1.0, decay=False)}
+            if self.selected
+            else {}
+        )
 
     def keep(self, k, x, w):
         """Every key before rotation [B, T, K, H]."""

@@ -219,7 +219,7 @@ def layer_parameters(config: DecoderConfig, spec: LayerSpec) -> dict[str, Parame
             "per_layer_norm": norm,
         }
     if config.layer_scalar:
-        parameters["layer_scalar"] = Parameter((1,), (None,), constant=1.0)
+        parameters["layer_scalar"] = Parameter((1,), (None,), constant=1.0, decay=False)
     for component in spec.components:
         parameters |= component.parameters(config)
     absent = {"v"} if spec.keys_as_values else set()
@@ -230,7 +230,9 @@ def layer_parameters(config: DecoderConfig, spec: LayerSpec) -> dict[str, Parame
 
 def norm_scale(config: DecoderConfig, size: int | None = None) -> Parameter:
     """The softmaxt of an RMSNorm, which starts by changing nothing."""
-    return Parameter((size or config.d_model,), (None,), constant=1 - config.norm_offset)
+    return Parameter(
+        (size or config.d_model,), (None,), constant=1 - config.norm_offset, decay=False
+    )
 
 
 def shared_parameters(config: DecoderConfig) -> dict[str, Parameter]:

@@ -41,7 +41,7 @@ class QKNorm(Component):
 
     def parameters(self, config) -> dict[str, Parameter]:
         """q_norm and k_norm [H]."""
-        scale = Parameter((config.head_dim,), (None,), constant=1 - config.norm_offset)
+        scale = Parameter((config.head_dim,), (None,), constant=1 - config.norm_offset, decay=False)
         return {name: scale for name in ("q_norm", "k_norm")}
 
     def __call__(self, x: Array, w: Mapping[str, Array], name: str, config) -> Array:

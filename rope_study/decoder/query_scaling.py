@@ -86,7 +86,9 @@ class SSMax(QueryScale):
 
     def parameters(self, config) -> dict[str, Parameter]:
         """ss_max_scale [N]."""
-        return {"ss_max_scale": Parameter((config.heads,), ("heads",), constant=self.start)}
+        return {
+            "ss_max_scale": Parameter((config.heads,), ("heads",), constant=self.start, decay=False)
+        }
 
     def scale(self, positions, keys, w, head_dim):
         """f32[B or 1, T, N]."""

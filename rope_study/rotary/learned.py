@@ -46,7 +46,7 @@ class LearnedRope(Encoding):
 
     def shared_parameters(self, config):
         """rotary_log_scale [head_dim / 2], s."""
-        return {LOG_SCALE: Parameter((config.head_dim // 2,), (None,))}
+        return {LOG_SCALE: Parameter((config.head_dim // 2,), (None,), decay=False)}
 
     def __call__(
         self, x: Array, positions: Array, weights: Mapping[str, Array] | None = None

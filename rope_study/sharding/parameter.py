@@ -14,12 +14,14 @@ class Parameter:
       axes: a logical axis name (see sharding.Rules) or None for each dimension.
       fan_in: it starts as a truncated normal of variance 1 / fan_in; where None, as
       constant: the same number everywhere.
+      decay: whether weight decay applies; not to norms, biases and scales.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     fan_in: int | None = None
     constant: float = 0.0
+    decay: bool = True
 
     def stacked(self, count: int) -> "Parameter":
         """The same array for `count` layers, with the layers first."""

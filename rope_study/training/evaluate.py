@@ -1,10 +1,11 @@
-"""Held-out loss: every token's negative log likelihood, kept by window and position."""
+"""Held-out loss: every token's negative log likelihood, and how sure a difference of means is."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
+import scipy.stats
 
 from rope_study.decoder import Decoder
 
@@ -30,10 +31,42 @@ class Evaluation:
         """exp of the mean loss."""
         return float(np.exp(self.loss))
 
+    def mean_and_error(self) -> tuple[float, float]:
+        """Mean loss, and its standard error over windows."""
+        return _over_windows(self.losses)
+
     def difference(self, other: "Evaluation") -> tuple[float, float]:
         """Mean loss minus the other's on the same windows, and its standard error (paired)."""
-        differences = (self.losses - other.losses).sum(axis=1, dtype=np.float64)
-        return mean_and_error(differences, np.full(len(differences), self.losses.shape[1]))
+        return _over_windows(self.losses - other.losses)
+
+
+def evaluate(
+    decoder: Decoder, params: dict, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Evaluation:
+    """Reads every batch once.
+
+    Args:
+      decoder: with a layout, whose devices share each batch.
+      params: its parameters.
+      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out.
+    """
+    layout = decoder.layout
+    assert layout is not None
+
+    def token_losses(params: dict, windows: jax.Array) -> jax.Array:
+        return decoder.apply(  # type: ignore[return-value]
+            {"params": params}, windows[:, :-1], windows[:, 1:], method="token_losses"
+        )
+
+    # Every host gets all losses.
+    run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
+    losses = [
+        np.asarray(run(params, layout.place(windows)))[weights > 0] for windows, weights in batches
+    ]
+    return Evaluation(np.concatenate(losses))
+
+
+# --- how sure ---------------------------------------------------------------------------------
 
 
 def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
@@ -54,26 +87,18 @@ def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(square) / counts.sum())
 
 
-def evaluate(
-    decoder: Decoder, params: dict, batches: Iterable[tuple[np.ndarray, np.ndarray]]
-) -> Evaluation:
-    """Reads every batch once.
+def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean of a few values, one a seed, and half the width of its confidence interval.
 
-    Args:
-      decoder: with a layout, whose devices share each batch.
-      params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out.
+    Student's t with n - 1 degrees of freedom; NaN for a single value.
     """
-    layout = decoder.layout
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, float("nan")
+    error = np.std(values, ddof=1) / np.sqrt(count)
+    return mean, float(error * scipy.stats.t.ppf((1 + confidence) / 2, count - 1))
 
-    def losses(params: dict, windows: jax.Array) -> jax.Array:
-        return decoder.apply(
-            {"params": params}, windows[:, :-1], windows[:, 1:], method="token_losses"
-        )
 
-    # Every host gets all losses.
-    run = jax.jit(losses, out_shardings=layout.sharding(None, None))
-    kept = []
-    for windows, weights in batches:
-        kept.append(np.asarray(run(params, layout.place(windows)))[weights > 0])
-    return Evaluation(np.concatenate(kept))
+def _over_windows(losses: np.ndarray) -> tuple[float, float]:
+    sums = losses.sum(axis=1, dtype=np.float64)
+    return mean_and_error(sums, np.full(len(sums), losses.shape[1]))

@@ -1,34 +1,40 @@
 """The optimizer: AdamW with warm-up, cosine decay and gradient clipping."""
 
+from typing import Any
+
 import jax
-import ml_collections
 import optax
+
+from rope_study.decoder import DecoderConfig, parameter_tree
+from rope_study.sharding.parameter import Parameter
+from rope_study.training.settings import TrainSettings
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict,
+    settings: TrainSettings, decoder: DecoderConfig
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW and its schedule from `config.train`; norms, biases and scales do not decay."""
+    """AdamW and its schedule; norms, biases and scales of the decoder do not decay."""
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup, config.steps),
-        decay_steps=max(config.steps, config.warmup + 1),
-        end_value=config.learning_rate * config.final_fraction,
+        peak_value=settings.learning_rate,
+        warmup_steps=min(settings.warmup, settings.steps),
+        decay_steps=max(settings.steps, settings.warmup + 1),
+        end_value=settings.learning_rate * settings.final_fraction,
     )
     adamw = optax.adamw(
         schedule,
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=_is_matrix,
+        b1=settings.b1,
+        b2=settings.b2,
+        weight_decay=settings.weight_decay,
+        mask=_decays(decoder),
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw), schedule
+    return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
 
 
-def _is_matrix(params):
-    """True for weights that decay: all but norms, biases and scales, which go by their names."""
-    still = ("norm", "bias", "scale")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(word in str(key) for key in path for word in still), params
+def _decays(decoder: DecoderConfig) -> dict[str, Any]:
+    """True for the arrays of the decoder that decay."""
+    return jax.tree.map(
+        lambda parameter: parameter.decay,
+        parameter_tree(decoder),
+        is_leaf=lambda node: isinstance(node, Parameter),
     )

@@ -1,27 +1,99 @@
-"""Every setting of a run with its default; files in configs/ change some, the command line more."""
+"""Every setting with its default, and the plain values that a configuration stands for.
+
+Files in configs/ change some settings, the command line more. `resolve` reads them once; nothing
+after it sees a name to be parsed or a ConfigDict.
+"""
 
 import dataclasses
+import hashlib
 import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import ml_collections
 from ml_collections import config_dict
 
 from rope_study import rotary
+from rope_study.data import DataSettings, load_tokenizer
 from rope_study.decoder import DecoderConfig, presets, variants
 from rope_study.errors import UserError
 
 ROTARY = "rope"
+NONE = "none"
 VOCABULARY_MULTIPLE = 128  # model vocabularies are rounded up to it, so that they shard evenly
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """How a run is trained; see `default` for what each means."""
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    final_fraction: float
+    weight_decay: float
+    b1: float
+    b2: float
+    clip: float
+    checkpoint_every: int
+    log_every: int
+
+    def __post_init__(self):
+        for name, least in {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1}.items():
+            check_at_least(name, getattr(self, name), least)
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name}={value} must be a positive number", name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: all that its result depends on, and where it is written.
+
+    Attributes:
+      name: of the variant, canonical.
+      folder: gets run.json, model.json, checkpoints/, metrics.jsonl and tensorboard/.
+    """
+
+    name: str
+    folder: Path
+    decoder: DecoderConfig
+    data: DataSettings
+    train: TrainSettings
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs to compare, encoding by encoding and seed by seed, and how they are read.
+
+    Attributes:
+      folder: holds every run's folder, and the results.
+      runs: by encoding in the order of the configuration, the seeds of one side by side.
+      mesh: devices along data, fsdp, tensor.
+      evaluate_windows: held-out windows whose loss is compared; 0: all.
+      probe_windows: held-out windows that the probes read.
+      config: all settings as they were written, for results.
+    """
+
+    folder: Path
+    runs: tuple[Run, ...]
+    mesh: str
+    evaluate_windows: int
+    probe_windows: int
+    config: dict
 
 
 def default() -> ml_collections.ConfigDict:
     """All settings. The tree is locked: assigning a field that is not here raises."""
     config = ml_collections.ConfigDict()
-    config.workdir = "runs/study"  # everything a run writes
-    config.seed = 0  # initial weights and order of batches
+    config.workdir = "runs/study"  # everything that is written
+    config.seeds = (0,)  # initial weights and order of batches; a run each
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
-    # What `study` compares, each in all layers: an encoding, or "nope + alibi()" (variants.py);
-    # every other command uses model.rotary.
+    # What `study` compares, each in all layers: an encoding, or "nope + alibi()"
+    # (decoder/variants.py); `train` takes model.rotary.
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")
 
     config.data = data = ml_collections.ConfigDict()
@@ -32,12 +104,12 @@ def default() -> ml_collections.ConfigDict:
     data.batch_size = 16  # sequences a step, over all devices
 
     config.model = model = ml_collections.ConfigDict()
-    model.preset = "small"  # see rope_study/presets.py; the fields below override it
+    model.preset = "small"  # see decoder/presets.py; the fields below override it
     model.rotary = ROTARY  # an encoding, "p_rope(p=0.5)", or module:function
-    model.pattern = variants.NONE  # of layers, with their encodings: "gemma3(window=64)"
-    model.qk_norm = variants.NONE  # the next three in all layers: "qk_norm()"
-    model.query_scale = variants.NONE  # "ss_max()"
-    model.score_function = variants.NONE  # "alibi()"
+    model.pattern = NONE  # of layers, with their encodings: "gemma3(window=64)"
+    model.qk_norm = NONE  # the next three in all layers: "qk_norm()"
+    model.query_scale = NONE  # "ss_max()"
+    model.score_function = NONE  # "alibi()"
     for field in ("d_model", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):
         model[field] = config_dict.placeholder(int)
     for field in ("compute_dtype", "attention", "remat", "activation"):
@@ -66,82 +138,115 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def quickstart() -> ml_collections.ConfigDict:
-    """The study of `make study`: for two cores, and large enough that the encodings separate."""
-    config = default()
-    config.workdir = "runs/quickstart"
-    config.encodings = ("rope", "nope", "p_rope(p=0.75)")
-    config.data.batch_size = 8
-    config.train.steps = 250
-    config.train.warmup = 25
-    config.train.learning_rate = 3e-3
-    config.train.checkpoint_every = 50
-    config.train.log_every = 1
-    config.evaluate.windows = 256
-    config.probe.windows = 32
-    return config
+def resolve(config: ml_collections.ConfigDict, variants_to_run: Sequence | None = None) -> Study:
+    """The plain values of a configuration: a run for every encoding and seed.
 
-
-def check(config: ml_collections.ConfigDict) -> None:
-    """Refuses values that no run can use.
+    Args:
+      config: as `default` makes it.
+      variants_to_run: what to train instead of config.encodings; None in it is the model as
+        config.model describes it.
 
     Raises:
-      UserError: naming the value, what is allowed and the setting.
+      UserError: naming the value, what is allowed and the argument. Nothing was written.
     """
-    at_least = {
-        "data.length": 2, "data.batch_size": 1, "train.steps": 1, "train.warmup": 0,
-        "train.checkpoint_every": 1, "train.log_every": 1, "evaluate.windows": 0,
-        "probe.windows": 1,
-    }  # fmt: skip
-    for field, low in at_least.items():
-        value = _get(config, field)
-        if value < low:
-            raise UserError(f"{field}={value} must be at least {low}; set config.{field}")
-    for field in ("train.learning_rate", "train.clip"):
-        value = _get(config, field)
-        if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{field}={value} must be a positive number; set config.{field}")
-    if not config.encodings:
-        raise UserError("no encodings to compare; set config.encodings, such as ('rope', 'nope')")
-    decoder = decoder_config(config, vocab_size=256)
-    for encoding in config.encodings:
-        variants.apply(decoder, encoding)
+    data = DataSettings(**config.data.to_dict())
+    train = TrainSettings(**config.train.to_dict())
+    check_at_least("windows", config.evaluate.windows, 0)
+    check_at_least("windows", config.probe.windows, 1)
+    base = decoder_config(config.model, load_tokenizer(data.tokenizer).vocab_size)
+    seeds = _check_seeds(config.seeds)
+    encodings = config.encodings if variants_to_run is None else variants_to_run
+    if not encodings:
+        raise UserError("no encodings to compare: give some, as ('rope', 'nope')", "encodings")
+    folder = Path(config.workdir).expanduser()
+    runs: dict[str, Run] = {}
+    for encoding in encodings:
+        name, decoder = variants.apply(base, encoding, "encodings")
+        for seed in seeds:
+            run_folder = f"{folder_name(name)}_seed{seed}"
+            if run_folder in runs:
+                raise UserError(
+                    f"{runs[run_folder].name} and {name} would share the folder {run_folder}:"
+                    " name each encoding once",
+                    "encodings",
+                )
+            runs[run_folder] = Run(name, folder / run_folder, decoder, data, train, seed)
+    settings = config.copy_and_resolve_references().to_dict()
+    return Study(
+        folder, tuple(runs.values()), config.mesh, config.evaluate.windows, config.probe.windows,
+        settings,
+    )  # fmt: skip
 
 
-def decoder_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
+def resolve_one(config: ml_collections.ConfigDict) -> Study:
+    """The one run of config.model, in config.workdir itself.
+
+    Raises:
+      UserError: as `resolve`, or several seeds.
+    """
+    if len(config.seeds) != 1:
+        raise UserError(
+            f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
+            "seeds",
+        )
+    base = decoder_config(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
+    names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
+    study = resolve(config, [ROTARY])
+    run = dataclasses.replace(
+        study.runs[0], name=" / ".join(names), folder=study.folder, decoder=base
+    )
+    return dataclasses.replace(study, runs=(run,))
+
+
+def folder_name(name: str) -> str:
+    """An encoding's name as a folder: p_rope(p=0.75, theta=10000) -> p_rope_p0.75_theta10000.
+
+    File systems take 255 bytes: a longer name (LongRoPE's factors) ends in a digest instead.
+    """
+    folder = re.sub(r"[^A-Za-z0-9.]+", "_", name.replace("=", "")).strip("_")
+    if len(folder) <= 200:
+        return folder
+    return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def decoder_config(model: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
     """The decoder that `config.model` describes, for a tokenizer of that many ids.
 
     Raises:
       UserError: unknown preset or encoding, or shapes that do not fit together.
     """
-    preset = presets.get(config.model.preset)
-    fields = {f.name for f in dataclasses.fields(DecoderConfig)}
-    chosen = {
-        name: value
-        for name, value in config.model.items()
-        if name in fields and name != "pattern" and value is not None
-    }
-    chosen["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    decoder = dataclasses.replace(preset, **chosen)
-    return _with_attention(decoder, config.model)
-
-
-def _with_attention(decoder: DecoderConfig, model: ml_collections.ConfigDict) -> DecoderConfig:
-    """The decoder with the pattern, encoding and parts that the settings name."""
-    pattern = variants.part("pattern", model.pattern)
-    if pattern is None:
-        decoder = decoder.with_rotary(rotary.parse(model.rotary))
+    shapes = {f.name for f in dataclasses.fields(DecoderConfig)} - {"pattern"}
+    changes = {k: v for k, v in model.items() if k in shapes and v is not None}
+    changes["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    decoder = dataclasses.replace(presets.PRESETS.make(model.preset, "preset"), **changes)
+    if model.pattern == NONE:
+        decoder = decoder.with_rotary(rotary.parse(model.rotary, "rotary"))
     elif model.rotary == ROTARY:
-        decoder = dataclasses.replace(decoder, pattern=pattern)
+        decoder = variants.apply(decoder, model.pattern, "pattern")[1]
     else:
         raise UserError(
-            f"model.rotary={model.rotary!r} and model.pattern={model.pattern!r} both choose the"
-            " encoding: give it to the pattern, as in gemma3(global_rotary='p_rope()')"
+            f"rotary={model.rotary!r} and pattern={model.pattern!r} both choose the encoding: give"
+            " it to the pattern, as in gemma3(global_rotary='p_rope()')",
+            "pattern",
         )
-    parts = {field: variants.part(field, model[field]) for field in variants.PARTS}
-    return decoder.with_layers(**{field: part for field, part in parts.items() if part is not None})
+    components = {
+        field: variants.REGISTRIES[field].make(model[field], field)
+        for field in variants.COMPONENTS
+        if model[field] != NONE
+    }
+    return decoder.with_layers(**components)
 
 
-def _get(config: ml_collections.ConfigDict, field: str):
-    group, name = field.split(".")
-    return config[group][name]
+def check_at_least(name: str, value: int, least: int) -> None:
+    """Refuses a number below `least`."""
+    if value < least:
+        raise UserError(f"{name}={value} must be at least {least}", name)
+
+
+def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    whole = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"seeds={seeds} must be different whole numbers from 0 on, such as (0, 1, 2)", "seeds"
+        )
+    return tuple(seeds)

@@ -1,4 +1,4 @@
-"""Training one decoder: `python -m rope_study.train --config=configs/x.py`.
+"""Training one decoder.
 
 A run is a function of its configuration. Killed at any step and started again, it goes on from
 its last checkpoint to the same loss, bit for bit on the same machine and mesh.
@@ -7,23 +7,23 @@ its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 import math
 import sys
 import time
-from pathlib import Path
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 from tqdm import tqdm
 
-from rope_study import data
 from rope_study.checkpoints import runs
-from rope_study.decoder import Decoder
+from rope_study.data import Corpus
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import is_main_process
+from rope_study.sharding import Layout, is_main_process
+from rope_study.training import run_folder
 from rope_study.training.metrics import MetricsLog
 from rope_study.training.optimizer import make_optimizer
+from rope_study.training.settings import Run, TrainSettings
 
 
 @flax.struct.dataclass
@@ -38,24 +38,25 @@ class TrainState:
 class Trainer:
     """A decoder with its optimizer, compiled step and checkpoints."""
 
-    def __init__(self, decoder: Decoder, config: ml_collections.ConfigDict):
-        self.decoder, self.config = decoder, config
-        self.optimizer, self.schedule = make_optimizer(config.train)
+    def __init__(self, decoder: Decoder, settings: TrainSettings, seed: int):
+        """`decoder` with a layout."""
+        assert decoder.layout is not None
+        self.decoder, self.layout, self._seed = decoder, decoder.layout, seed
+        self.optimizer, self.schedule = make_optimizer(settings, decoder.config)
         boxed = jax.eval_shape(self._init, jax.random.key(0))
-        self.shardings = decoder.layout.tree(boxed)
+        self.shardings = self.layout.tree(boxed)
         self.abstract_state = runs.abstract(boxed, self.shardings)
-        whole = decoder.layout.sharding()
         self.step = jax.jit(
             self._step,
-            in_shardings=(self.shardings, decoder.layout.sharding("batch", None)),
-            out_shardings=(self.shardings, whole),
+            in_shardings=(self.shardings, self.layout.sharding("batch", None)),
+            out_shardings=(self.shardings, self.layout.sharding()),
             donate_argnums=0,
         )
 
     def init(self) -> TrainState:
         """The state before the first step, made where it will live."""
         make = jax.jit(lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings)
-        return make(jax.random.key(self.config.seed))
+        return make(jax.random.key(self._seed))
 
     def _init(self, key: jax.Array) -> TrainState:
         params = self.decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
@@ -92,72 +93,69 @@ class Trainer:
         items = manager.restore(
             step, {runs.PARAMS: shapes.params, runs.OPTIMIZER: shapes.opt_state}
         )
-        where = self.shardings.step
-        done = jax.device_put(jnp.asarray(step, jnp.int32), where)
+        done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
         return TrainState(done, items[runs.PARAMS], items[runs.OPTIMIZER])
 
 
-def train(
-    decoder: Decoder,
-    corpus: data.Corpus,
-    config: ml_collections.ConfigDict,
-    folder: Path,
-    label: str = "train",
-) -> dict:
+def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     """Trains to the last step, or goes on from the newest checkpoint in the run's folder.
 
     Args:
-      decoder: with a layout.
-      batches: a batch for every step.
-      config: all settings; `seed` and `train` are read.
-      folder: gets checkpoints/, metrics.jsonl and tensorboard/.
-      label: names the progress bar.
+      run: what to train; its folder is claimed, and gets run.json, model.json, checkpoints/,
+        metrics.jsonl and tensorboard/.
+      corpus: of run.data.
+      layout: the devices.
 
     Returns:
-      The trained parameters.
+      The decoder and its trained parameters.
 
     Raises:
-      UserError: the loss is no longer finite.
+      UserError: the folder holds another run, sizes that do not divide over the devices, or a loss
+        that is no longer finite.
     """
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    layout = fit_layout(run.decoder, layout)
+    layout.check_rows(run.data.batch_size)
+    decoder, batches = Decoder(run.decoder, layout), corpus.train_batches(run.seed)
+    run_folder.claim(run.folder, run_folder.identity(run, corpus))
+    (run.folder / "checkpoints").mkdir(exist_ok=True)
     if is_main_process():
-        runs.write_model(folder, decoder.config, corpus.tokenizer)
-    trainer, batches, steps = Trainer(decoder, config), corpus.train_batches(), config.train.steps
-    with runs.Manager(folder) as manager:
+        runs.write_model(run.folder, run.decoder, corpus.tokenizer)
+    trainer = Trainer(decoder, run.train, run.seed)
+    with runs.Manager(run.folder) as manager:
         state = trainer.restore(manager)
         first = int(state.step)
-        with _Progress(folder, first, config, label) as progress:
-            for step in range(first, steps):
-                windows = decoder.layout.place_rows(
+        with _Progress(run, first) as progress:
+            for step in range(first, run.train.steps):
+                windows = layout.place_rows(
                     lambda start, stop, step=step: batches.rows(step, start, stop),
-                    (config.data.batch_size, config.data.length + 1),
+                    (run.data.batch_size, run.data.length + 1),
                 )
                 state, metrics = trainer.step(state, windows)
                 # Reads the step before this one, so that the device never waits for the host.
                 progress.update(step, metrics)
                 done = step + 1
-                if done % config.train.checkpoint_every == 0 or done == steps:
+                if done % run.train.checkpoint_every == 0 or done == run.train.steps:
                     progress.flush()
                     trainer.save(manager, done, state)
-    return state.params
+    return decoder, state.params
 
 
 class _Progress:
     """Progress bar and metrics log; metrics are read one step late."""
 
-    def __init__(self, folder: Path, first: int, config: ml_collections.ConfigDict, label: str):
-        main, steps = is_main_process(), config.train.steps
-        self._log = MetricsLog(folder, first) if main else None
+    def __init__(self, run: Run, first: int):
+        main = is_main_process()
+        self._log = MetricsLog(run.folder, first) if main else None
         self._bar = tqdm(
-            total=steps,
+            total=run.train.steps,
             initial=first,
-            desc=label,
+            desc=f"{run.name} seed {run.seed}",
             unit="step",
             disable=not main,
             mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
         )
-        self._config, self._pending = config, None
-        self._tokens_a_step = config.data.batch_size * config.data.length
+        self._settings, self._pending = run.train, None
+        self._tokens_a_step = run.data.batch_size * run.data.length
         self._since, self._at = first, time.monotonic()
 
     def __enter__(self) -> "_Progress":
@@ -180,8 +178,8 @@ class _Progress:
             return
         (step, metrics), self._pending = self._pending, None
         self._bar.update()
-        last = step + 1 == self._config.train.steps
-        if step % self._config.train.log_every and not last:
+        last = step + 1 == self._settings.steps
+        if step % self._settings.log_every and not last:
             return
         scalars = {name: float(value) for name, value in metrics.items()}
         now = time.monotonic()
@@ -194,6 +192,7 @@ class _Progress:
         self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)
         if not math.isfinite(scalars["loss"]):
             raise UserError(
-                f"the loss became {scalars['loss']} at step {step}: lower"
-                " config.train.learning_rate or lengthen config.train.warmup"
+                f"the loss became {scalars['loss']} at step {step}: lower learning_rate or lengthen"
+                " warmup",
+                "learning_rate",
             )

@@ -31,6 +31,11 @@ class Tokenizer(abc.ABC):
         """What `encode_batch` fills rows up with, at weight 0."""
         return self.bos
 
+    @property
+    def fingerprint(self) -> str:
+        """What it does, in hexadecimal digits."""
+        return self.name
+
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""

@@ -1,0 +1,48 @@
+"""Held-out loss of any checkpoint: `python -m rope_study.evaluate --checkpoint=... --text=wiki.jsonl`.
+
+Reads a text in windows that each begin with BOS, and prints loss and perplexity a token.
+"""
+
+import math
+
+from absl import flags
+
+from rope_study import command, data, sharding
+from rope_study.training.evaluate import evaluate
+
+
+def define_flags() -> None:
+    """The command's flags."""
+    command.define_model_flags()
+    text = "A file, folder, glob or JSONL; 'python': text that ships with Python."
+    flags.DEFINE_string("text", "python", text)
+    flags.DEFINE_integer("length", 256, "Tokens a window.", 2)
+    flags.DEFINE_integer("batch_size", 8, "Windows at once.", 1)
+    windows = "Evenly spaced over the text; 0: all."
+    flags.DEFINE_integer("windows", 512, windows, 0)
+
+
+def run() -> None:
+    """Evaluates the checkpoint and prints one line."""
+    f = flags.FLAGS
+    documents = data.read_documents(f.text)
+    decoder, params, tokenizer = command.load_model()
+    rows = len(decoder.layout.fill(f.batch_size))
+    tokens = data.tokenize(documents, tokenizer, progress=sharding.is_main_process())
+    batches = data.held_out_batches(tokens, f.length, rows, tokenizer.bos, f.windows or None)
+    result = evaluate(decoder, params, batches)
+    if sharding.is_main_process():
+        mean, error = result.mean_and_error()
+        print(
+            f"loss {mean:.4f} +- {error:.4f} nats/token (standard error over"
+            f" {len(result.losses)} windows of {f.length} tokens), perplexity {math.exp(mean):.4f}"
+        )
+
+
+def main() -> None:
+    """The command."""
+    command.run_flags(run, define_flags, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a study writes: results.json, figures as PNG, and report.html."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import xarray
+from matplotlib.figure import Figure
+
+from rope_study import figures
+from rope_study.files import write_atomically
+from rope_study.reports.results import Outcome, by_encoding
+from rope_study.reports.study import write_report
+from rope_study.training.settings import folder_name
+
+CAPTIONS = {
+    "loss_curves": "Training loss. All encodings saw the same batches from the same weights; over"
+    " several seeds, their mean.",
+    "differences": "Held-out loss minus that of the first encoding with the same seed: a dot a seed,"
+    " the mean, and its 95 % interval over seeds.",
+    "frequency_usage": "Mean norm of each rotary pair of queries and keys before rotation, by"
+    " layer (Fig. 3 of the paper), one colour scale for queries and one for keys."
+    " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
+    "norms_by_layer": "Fig. 3 of the paper for this encoding: queries and keys by layer.",
+    "norms_by_head": "Fig. 4 of the paper: the first layer by head.",
+    "values": "Fig. 13 of the paper, the control: values are not rotated and should show no order.",
+    "decay": "Fig. 2 of the paper: the logit decays with distance for constant queries and keys,"
+    " and not for Gaussian ones.",
+}
+
+
+def write(folder: Path, results: dict, outcomes: list[Outcome]) -> None:
+    """Writes the results of a study into its folder; what was there of an earlier one is replaced."""
+    write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    drawn, captions = draw(results, outcomes)
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
+    write_report(folder / "report.html", results | {"captions": captions}, drawn)
+
+
+def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dict[str, str]]:
+    """The figures of a study, and their captions, in the order of the report."""
+    groups = by_encoding(outcomes)
+    curves = {name: _mean_curve(group) for name, group in groups.items()}
+    usages = {name: _mean_usage(group) for name, group in groups.items()}
+    drawn = {"loss_curves": figures.loss_curves(curves)}
+    if any("difference_interval" in row for row in results["encodings"]):
+        drawn["differences"] = figures.paired_differences(results["encodings"])
+    drawn["frequency_usage"] = figures.usage_side_by_side(usages)
+    captions = {name: CAPTIONS[name] for name in drawn}
+    for name, usage in usages.items():
+        of_encoding = {
+            "norms_by_layer": figures.norms_by_layer(usage),
+            "norms_by_head": figures.norms_by_head(usage, layer=0),
+            "values": figures.value_norms(usage),
+        }
+        for kind, figure in of_encoding.items():
+            key = f"{kind}_{folder_name(name)}"
+            drawn[key], captions[key] = figure, CAPTIONS[kind]
+    drawn["decay"], captions["decay"] = figures.decay(), CAPTIONS["decay"]
+    return drawn, captions
+
+
+def _mean_curve(group: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps[S], losses[S]), the mean over seeds, of one encoding."""
+    steps = np.array([row["step"] for row in group[0].metrics])
+    return steps, np.mean([[row["loss"] for row in o.metrics] for o in group], axis=0)
+
+
+def _mean_usage(group: list[Outcome]) -> xarray.Dataset:
+    """Norms, the mean over seeds; all seeds read the same windows."""
+    usages = xarray.concat([o.usage for o in group], "seed", coords="minimal", compat="override")
+    usage = usages.mean("seed", keep_attrs=True).assign_attrs(group[0].usage.attrs)
+    if len(group) == 1:
+        return usage
+    return usage.assign_attrs(text=f"{usage.attrs['text']}, mean of {len(group)} seeds")
