@@ -141,7 +141,7 @@ def _fail(error: Exception, setting: Callable[[str], str | None]) -> None:
 
 def _config_setting(config: ConfigDict | None, argument: str) -> str | None:
     """Where a configuration holds an argument: "length" is config.data.length."""
-    paths = [] if config is None else [p for p in _paths(config) if p.split(".")[-1] == argument]
+    paths = [] if config is None else [p for p in _paths(config) if f".{p}".endswith(f".{argument}")]
     return " or ".join(f"config.{path}" for path in paths) or None
 
 

@@ -1,4 +1,4 @@
-"""Held-out loss of any checkpoint: `python -m rope_study.evaluate --checkpoint=... --text=wiki.jsonl`.
+"""Loss of any checkpoint on a text: `python -m rope_study.evaluate --checkpoint=... --text=wiki/`.
 
 Reads a text in windows that each begin with BOS, and prints loss and perplexity a token.
 """

@@ -1,4 +1,4 @@
-"""Text from a trained model: `python -m rope_study.generate --checkpoint=... --text="Once upon"`."""
+"""Text from a trained model: `python -m rope_study.generate --checkpoint=... --text="To be"`."""
 
 from absl import flags
 

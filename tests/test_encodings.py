@@ -19,41 +19,31 @@ import numpy as np
 import pytest
 
 from rope_study import encodings, rotary
-from rope_study.decoder import attention, variants
+from rope_study.decoder import variants
 from rope_study.errors import UserError
 from rope_study.probes.frequency_usage import pair_norms
-from rope_study.rotary import LOG_SCALE, describe, fope, learned_rope, parse, traced_phases
-from rope_study.study import folder_name
+from rope_study.rotary import describe, fope, learned_rope, parse
+from rope_study.rotary.learned import LOG_SCALE, traced_phases
+from rope_study.training.settings import folder_name
 
 HEAD_DIM = 64
 GOLDEN = json.loads((Path(__file__).parent / "data/rope_golden.json").read_text())
 RISING = tuple(1 + k / 8 for k in range(HEAD_DIM // 2))
 
-# Every registered encoding at least once; test_every_encoding_is_tried_here holds us to it.
+# Every registered encoding by its own example, and arguments that are worth a case of their own.
 EXAMPLES = [
-    "rope",
+    *(maker.example(HEAD_DIM).name for maker in rotary.ENCODINGS.values()),
     "rope(500_000)",
-    "nope",
-    "p_rope(0.75)",
-    "reversed_p_rope(0.75)",
-    "partial_rope(0.75)",
-    "half_truncated_rope",
-    "hope(2048)",
-    "fope_clip(2048)",
-    "proportional_rope(0.25, factor=8)",
+    "p_rope(0.25, theta=1e6, factor=8)",
     "linear_rope(8, theta=1e6)",
-    "ntk_rope(4)",
     "dynamic_ntk_rope(2, context=2048, length=8192)",
     "yarn_rope(4, 32_768, theta=1e6)",
     "yarn_rope(32, 4096, theta=150_000, truncate=False, partial=0.5)",
     f"longrope({(1,) * 32}, {RISING}, context=4096, length=8192, factor=32)",
-    "llama3_rope",
-    "learned_rope",
-    "fope(2048)",
     "fope(2048, heads=2, sigma=0.6, seed=3)",
     "fope(2048, released=True)",
 ]
-VECTORS = [e for e in EXAMPLES if not e.startswith("fope(")]
+VECTORS = [e for e in EXAMPLES if parse(e).relative]
 ids = {"ids": lambda spelling: spelling[:40]}
 
 
@@ -70,10 +60,6 @@ def turn_float64(x, cos, sin):
 def odd_positions():
     near = np.arange(2049, 4097, 128)
     return np.concatenate([near, [60_001, 131_071, 524_287, 2**20 - 1]])
-
-
-def test_every_encoding_is_tried_here():
-    assert {e.partition("(")[0] for e in EXAMPLES} == set(rotary.ENCODINGS)
 
 
 # --- frequencies ------------------------------------------------------------------------------
@@ -102,7 +88,7 @@ def from_golden(case):
             return rotary.llama3_rope(**values, context=context, theta=theta)
         case "proportional":
             p = values.pop("partial_rotary_factor")
-            return rotary.proportional_rope(p, **values, theta=theta)
+            return rotary.p_rope(p, theta, **values)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -121,11 +107,9 @@ def test_half_truncated_rope_reaches_the_end_of_its_range():
     assert (got[32:] == 0).all() and len(got) == 64
 
 
-def test_hope_fope_clip_and_p_star_rope_are_one():
+def test_hope_is_p_rope_with_p_star():
     for context, theta, head_dim in [(512, 1e4, 64), (8192, 1e4, 256), (4096, 5e5, 128)]:
         kept = rotary.hope(context, theta).inverse_frequencies(head_dim)
-        clip = rotary.fope_clip(context, theta).inverse_frequencies(head_dim)
-        np.testing.assert_array_equal(clip, kept)
         p = rotary.p_star(context, theta)
         # Pair k = 0, 1, ... completes a cycle where 2k/d <= p*: one pair more than p* d/2.
         pairs = math.floor(p * head_dim / 2) + 1
@@ -242,7 +226,7 @@ def test_logits_of_relative_encodings_depend_on_distance_only(spelling):
 
 def test_what_is_marked_not_relative_is_not():
     marked = [e for e in EXAMPLES if not parse(e).relative]
-    assert {e.partition("(")[0] for e in marked} == {"fope"}
+    assert marked
     for spelling in ("fope(2048)", "fope(2048, released=True)"):
         assert largest_change_by_shift(parse(spelling)) > 0.1
 
@@ -288,9 +272,9 @@ def test_fope_leaves_untrained_pairs_alone_where_its_released_code_doubles_them(
     np.testing.assert_array_equal(fope(2048)(q, positions)[..., 21:32], q[..., 21:32])
 
 
-def test_fope_without_mixture_is_fope_clip():
+def test_fope_without_mixture_is_hope():
     x, positions = random((2, 33, 4, HEAD_DIM)), jnp.arange(5000, 5033)[None]
-    clip = rotary.fope_clip(2048)(x, positions)
+    clip = rotary.hope(2048)(x, positions)
     np.testing.assert_allclose(fope(2048, sigma=0.0)(x, positions), clip, atol=2e-6)
     assert np.abs(fope(2048)(x, positions) - clip).max() > 0.1
 
@@ -526,7 +510,7 @@ def test_spellings_are_strict():
         "yarn_rope(4, 2048, truncate=1)": "truncate=1 must be True or False",
         "yarn_rope(4, 2048, beta_fast=1)": "beta_fast=1 must be above beta_slow",
         "yarn_rope(4, 2048, mscale='a')": "mscale='a' must be a number",
-        "longrope([1], (1,), 2048, 4096, 2)": "short_factor must be a tuple",
+        "longrope([1], (1,), 2048, 4096, 2)": r"short_factor=\[1\] must be a tuple",
         "longrope((1, 'a'), (1,), 2048, 4096, 2)": r"short_factor\[1\]='a' must be a number",
         "longrope((0,), (1,), 2048, 4096, 2)": "every number of short_factor must be above 0",
         "llama3_rope(low_freq_factor=4)": "high_freq_factor=4.0 must be above low_freq_factor=4",
@@ -537,21 +521,21 @@ def test_spellings_are_strict():
         "hope(float('inf'))": "not understood",
         "hope(1e999)": "context=inf must be at least 1",
     }.items():
-        with pytest.raises(UserError, match=message + r".*config\.model\.rotary"):
+        with pytest.raises(UserError, match=message):
             parse(bad)
 
 
-@pytest.mark.parametrize("function", rotary.ENCODINGS.values(), ids=lambda f: f.__name__)
-def test_every_encoding_documents_formula_source_and_parameters(function):
-    about = encodings.documentation(function)
-    assert about.summary and about.formula and re.search(r"\d{4}|nanogpt|Gemma", about.source)
-    assert list(about.parameters) == list(inspect.signature(function).parameters)
-    entry = encodings.entry("rotary", function.__name__, function)
-    backends = ", ".join(attention.BACKENDS)
-    for part in (about.formula, about.source, *about.parameters.values(), backends):
-        assert part in entry
-    made = next(e for e in EXAMPLES if e.partition("(")[0] == function.__name__)
-    assert f"relative: {'yes' if parse(made).relative else 'no'}\n" in entry
+@pytest.mark.parametrize("name", rotary.ENCODINGS)
+def test_every_encoding_says_its_formula_its_source_and_its_arguments(name):
+    maker = rotary.ENCODINGS[name]
+    text = encodings.entry("rotary", name, maker)
+    for part in ("Formula: g_k" if name != "fope" else "Formula: cos_k", "Source: "):
+        assert part in text
+    for argument in inspect.signature(maker).parameters:
+        assert re.search(rf"^ +(.*, )?{argument}(, .*)?: ", text, re.MULTILINE), argument
+    assert f"relative: {'yes' if maker.relative else 'no'}" in text
+    example = maker.example(16)
+    assert parse(example.name) == example and len(example.inverse_frequencies(16)) == 8
 
 
 def test_the_module_lists_all_encodings():
@@ -564,33 +548,4 @@ def test_the_module_lists_all_encodings():
             assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
     for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
         assert re.search(rf"^{name}\((.*\n  )*attention: {backends}$", done.stdout, re.MULTILINE)
-    assert "p_rope(p=0.75, theta=10000.0)" in done.stdout
-
-
-def test_adding_an_encoding_is_what_the_documentation_says(monkeypatch):
-    text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
-    (function,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (line,) = re.findall(r"^ +frequencies\.(\w+),$", text, re.MULTILINE)
-    monkeypatch.setitem(vars(rotary), "resonance_rope", None)  # removed after the test
-    exec(function, vars(rotary))
-    made = getattr(rotary, line)
-    monkeypatch.setitem(rotary.ENCODINGS, made.__name__, made)
-    encoding = parse("resonance_rope(theta=500_000)")
-    wavelengths = 2 * np.pi / encoding.inverse_frequencies(64)
-    np.testing.assert_allclose(wavelengths, np.round(wavelengths), rtol=1e-12)
-    np.testing.assert_allclose(wavelengths[[0, -1]], [6, round(2 * np.pi * 5e5 ** (62 / 64))])
-    assert parse(encoding.name) == encoding and largest_change_by_shift(encoding) < 4e-5
-    assert "whole number of tokens" in encodings.listing()
-    with pytest.raises(UserError, match="Did you mean 'resonance_rope'"):
-        parse("resonace_rope")
-
-
-def test_the_documentation_has_a_row_for_every_encoding_with_its_parameters():
-    text = (Path(__file__).parent.parent / "docs/encodings.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` (\|.*)$", text, re.MULTILINE))
-    assert list(rows) == list(rotary.ENCODINGS)
-    grouped = {"beta_fast": "betas", "beta_slow": "betas"}
-    grouped |= {"short_factor": "lists", "long_factor": "lists"}
-    for name, function in rotary.ENCODINGS.items():
-        for parameter in inspect.signature(function).parameters:
-            assert grouped.get(parameter, f"`{parameter}`") in rows[name].split("|")[3]
+    assert "p_rope(p=0.75, theta=10000.0, factor=None)" in done.stdout

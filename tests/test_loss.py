@@ -43,12 +43,14 @@ def test_equals_optax(inputs, chunk):
     check(lambda *args: loss.cross_entropy(*args, None, chunk), inputs)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", "fsdp=8", "tensor=4,data=2"])
 def test_equals_optax_under_a_mesh(inputs, mesh):
     layout = sharding.make_layout(mesh)
     check(lambda *args: loss.cross_entropy(*args, layout, 7), inputs)
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("mesh", [None, "fsdp=2,tensor=4"])
 def test_capped_logits_equal_optax(inputs, mesh):
     layout = mesh and sharding.make_layout(mesh)

@@ -1,17 +1,14 @@
 """The probe command: its files, what it refuses, and that it counts what was given and no more."""
 
 import re
-import sys
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
-from absl import flags
+from commands import run_command
+from random_parameters import random_parameters
 
-from rope_study import command, probe, probes, sharding
+from rope_study import probe, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.data import Text, load_tokenizer
 from rope_study.decoder import Decoder, presets
@@ -24,46 +21,23 @@ LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twic
 def run(tmp_path_factory):
     """A run's folder with random weights."""
     folder = tmp_path_factory.mktemp("run")
-    layout = sharding.one_device()
-    decoder = Decoder(presets.tiny(), layout)
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    runs.write_model(folder, decoder.config, load_tokenizer("bytes"))
+    config = presets.tiny()
+    runs.write_model(folder, config, load_tokenizer("bytes"))
+    (folder / "checkpoints").mkdir()
     with runs.Manager(folder) as manager:
-        manager.save(1, {runs.PARAMS: params, runs.OPTIMIZER: {"none": jnp.zeros(1)}})
+        manager.save(1, {runs.PARAMS: random_parameters(config)})
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_flags():
-    """The command's flags, gone again for the tests of other commands."""
-    before = set(flags.FLAGS)
-    probe.define_flags()
-    config = flags.FLAGS["config"]
-    yield
-    for name in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, name)
-    if "config" not in flags.FLAGS:
-        flags.FLAGS["config"] = config
-
-
-def run_command(*arguments) -> int:
-    """Runs the command in this process as `python -m` would; returns its exit status."""
-    flags.FLAGS.unparse_flags()
-    for name in ("string", "text"):
-        flags.FLAGS[name].unparse()
-    argv, sys.argv = sys.argv, ["probe", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            command._run(probe.main, lambda: None)
-    finally:
-        sys.argv = argv
-    return stop.value.code
+def run_probe(*arguments) -> int:
+    """The exit status of the command."""
+    return run_command(probe.main, *arguments)
 
 
 def test_command_writes_data_figures_and_page(run, tmp_path, capfd):
     out = tmp_path / "probed"
     arguments = [f"--checkpoint={run}", "--text=domains", f"--out={out}", "--length=64"]
-    assert not run_command(*arguments, "--page_tokens=20", "--page_texts=2")
+    assert not run_probe(*arguments, "--page_tokens=20", "--page_texts=2")
     usage = xarray.load_dataset(out / "frequency_usage.nc")
     assert usage.text == "18 text(s), domains" and usage.q.shape == (2, 4, 8)
     assert xarray.load_dataset(out / "head_patterns.nc").offset_mass.shape == (2, 4, 8)
@@ -86,19 +60,18 @@ def test_given_strings_and_every_probe(run, tmp_path):
     out = tmp_path / "probed"
     every = ",".join(model.PROBES)
     arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--string={LONG * 2}"]
-    assert not run_command(*arguments, f"--probes={every}", f"--out={out}")
+    assert not run_probe(*arguments, f"--probes={every}", f"--out={out}")
     assert {path.stem for path in out.glob("*.nc")} == {*model.PROBES, "head_names"}
     usage = xarray.load_dataset(out / "frequency_usage.nc")
     assert usage.tokens == 2 + 3 * len(LONG)  # each begins with BOS
     assert not (out / "figures" / "fig_19_usage_by_domain.png").exists()
 
 
+@pytest.mark.eight_devices
 def test_texts_that_fill_up_devices_count_once():
     """Three texts on eight devices, two batches: the same numbers as on one device."""
     config, tokenizer = presets.tiny(), load_tokenizer("bytes")
-    params = nn.unbox(Decoder(config).init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))[
-        "params"
-    ]
+    params = random_parameters(config)
     texts = [Text(LONG), Text(LONG * 2, "a"), Text("Say it. " * 5, "b")] * 3
     found = [
         model.probe(Decoder(config, layout), params, tokenizer, texts, ["frequency_usage"], batch=n)
@@ -124,7 +97,7 @@ def test_likeliest_heads_have_the_largest_scores():
 
 WRONG = {
     "no checkpoint": ([], r"no checkpoint; give one"),
-    "no folder": (["--checkpoint={run}"], r"no folder for the results.*--out"),
+    "no folder": (["--checkpoint={run}"], r"no folder for the results.*set --out"),
     "unknown probe": (
         ["--checkpoint={run}", "--out={out}", "--probes=frequency_use"],
         r"unknown probe 'frequency_use'.*frequency_usage.*set --probes",
@@ -137,7 +110,7 @@ WRONG = {
     "too short": (["--checkpoint={run}", "--out={out}", "--string=abc"], r"no text has 16 tokens"),
     "no length": (
         ["--checkpoint={run}", "--out={out}", "--length=1"],
-        r"length=1 must be at least",
+        r"length.*lower bound",
     ),
     "no run": (["--checkpoint={out}", "--out={out}"], r"no .*checkpoint|not"),
 }
@@ -147,7 +120,7 @@ WRONG = {
 def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
     arguments, message = WRONG[case]
     out = tmp_path / "probed"
-    assert run_command(*(one.format(run=run, out=out) for one in arguments)) == 2
+    assert run_probe(*(one.format(run=run, out=out) for one in arguments)) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1
     assert re.search(message, lines[0])
@@ -156,7 +129,7 @@ def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
 
 def test_a_folder_with_files_is_left_alone(run, tmp_path, capfd):
     (tmp_path / "mine.txt").write_text("mine")
-    assert run_command(f"--checkpoint={run}", f"--out={tmp_path}") == 2
+    assert run_probe(f"--checkpoint={run}", f"--out={tmp_path}") == 2
     assert "exists and is not empty; nothing was changed" in capfd.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -35,12 +35,12 @@ Array = jax.Array
 class Decoder(nn.Module):
     """Owns the parameters; `init` and `apply` are pure functions.
 
-    Parameters (`parameter_tree`), the same whether layers are scanned or unrolled: embedding [V, D], final_norm [D],
-    pattern_i - place i of the pattern, arrays of `layer_parameters` stacked over its repeats - and
-    remainder_i, the layers left over when the pattern does not fit evenly. Where layers share
-    arrays, `shared` has them; where the output table is its own, `unembedding` [V, D]; and where
-    layers read the tokens anew, `per_layer_embedding`
-    [per_layer_vocab_size, layers, P], `per_layer_projection` [D, layers, P] and `per_layer_projection_norm` [P].
+    Parameters (`parameter_tree`), the same whether layers are scanned or unrolled: embedding
+    [V, D], final_norm [D], pattern_i - place i of the pattern, arrays of `layer_parameters` stacked
+    over its repeats - and remainder_i, the layers left over when the pattern does not fit evenly.
+    Where layers share arrays, `shared` has them; where the output table is its own, `unembedding`
+    [V, D]; and where layers read the tokens anew, `per_layer_embedding` [per_layer_vocab_size,
+    layers, P], `per_layer_projection` [D, layers, P] and `per_layer_projection_norm` [P].
     """
 
     config: DecoderConfig

@@ -11,15 +11,15 @@ from rope_study.interventions.measurement import measure, repeated_sequences
 __all__ = [
     "Band",
     "Intervention",
+    "ablate",
     "band",
     "band_share",
     "edit",
-    "unrotate",
     "measure",
     "pair_products",
     "permute",
     "random_band",
     "repeated_sequences",
     "rescale",
-    "ablate",
+    "unrotate",
 ]

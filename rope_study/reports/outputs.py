@@ -16,8 +16,8 @@ from rope_study.training.settings import folder_name
 CAPTIONS = {
     "loss_curves": "Training loss. All encodings saw the same batches from the same weights; over"
     " several seeds, their mean.",
-    "differences": "Held-out loss minus that of the first encoding with the same seed: a dot a seed,"
-    " the mean, and its 95 % interval over seeds.",
+    "differences": "Held-out loss minus that of the first encoding with the same seed: a dot a"
+    " seed, the mean, and its 95 % interval over seeds.",
     "frequency_usage": "Mean norm of each rotary pair of queries and keys before rotation, by"
     " layer (Fig. 3 of the paper), one colour scale for queries and one for keys."
     " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
@@ -30,7 +30,7 @@ CAPTIONS = {
 
 
 def write(folder: Path, results: dict, outcomes: list[Outcome]) -> None:
-    """Writes the results of a study into its folder; what was there of an earlier one is replaced."""
+    """Writes the results of a study into its folder, in place of earlier ones."""
     write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
     drawn, captions = draw(results, outcomes)
     (folder / "figures").mkdir(exist_ok=True)

@@ -102,7 +102,7 @@ def _version(name: str) -> str:
 
 
 def spread(row: dict) -> float | None:
-    """How far a row's difference may be off: its interval over seeds, or else its standard error."""
+    """How far a row's difference may be off: its interval over seeds, or its standard error."""
     return row.get("difference_interval", row.get("difference_se"))
 
 

@@ -98,7 +98,7 @@ class Layout:
             )
 
     def fill(self, count: int) -> np.ndarray:
-        """Which of `count` rows to run, int[n], so that n divides: the first ones again at the end."""
+        """Which of `count` rows to run, int[n], so that n divides: the first again at the end."""
         shards = self.shards("batch")
         return np.arange(-(-count // shards) * shards) % count
 

@@ -151,8 +151,8 @@ def resolve(config: ml_collections.ConfigDict, variants_to_run: Sequence | None 
     """
     data = DataSettings(**config.data.to_dict())
     train = TrainSettings(**config.train.to_dict())
-    check_at_least("windows", config.evaluate.windows, 0)
-    check_at_least("windows", config.probe.windows, 1)
+    check_at_least("evaluate.windows", config.evaluate.windows, 0)
+    check_at_least("probe.windows", config.probe.windows, 1)
     base = decoder_config(config.model, load_tokenizer(data.tokenizer).vocab_size)
     seeds = _check_seeds(config.seeds)
     encodings = config.encodings if variants_to_run is None else variants_to_run

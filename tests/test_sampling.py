@@ -2,35 +2,26 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from examples import ENCODINGS
+from random_parameters import random_parameters
 
 from rope_study import sharding
 from rope_study.data import load_tokenizer
-from rope_study.decoder import Decoder, LayerSpec, dpe, presets, variants
+from rope_study.decoder import Decoder, LayerSpec, presets, variants
 from rope_study.decoder.attention_scores import SCORE_FUNCTIONS
 from rope_study.decoder.query_scaling import QUERY_SCALES
 from rope_study.decoder.sampling import empty_cache, generate, generate_tokens
 from rope_study.errors import UserError
+from rope_study.rotary import ENCODINGS
 
 TINY = dataclasses.replace(presets.tiny(), vocab_size=64)
 TOKENS = jax.random.randint(jax.random.key(3), (2, 14), 0, 64)
 
 
-def init(config):
-    """Random by NumPy: initialisers compile slowly, and constants would hide biases and scales."""
-    boxed = jax.eval_shape(Decoder(config).init, jax.random.key(1), TOKENS[:, :2])
-    random, norm = np.random.default_rng(0), 1 - config.norm_offset
-
-    def draw(path, leaf):
-        mean = norm if "norm" in jax.tree_util.keystr(path) else 0
-        return jnp.asarray(mean + random.normal(0, 0.2, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, nn.unbox(boxed)["params"])
+init = random_parameters
 
 
 def check_cached_equals_uncached(config, prefill=5):
@@ -45,14 +36,16 @@ def check_cached_equals_uncached(config, prefill=5):
         np.testing.assert_allclose(logits, expected[:, place], atol=2e-5, err_msg=str(place))
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_cached_logits_equal_uncached_for_every_encoding(encoding):
-    check_cached_equals_uncached(variants.apply(TINY, ENCODINGS[encoding])[1])
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_cached_logits_equal_uncached_for_every_encoding(name):
+    check_cached_equals_uncached(TINY.with_rotary(ENCODINGS[name].example(16)))
 
 
-@pytest.mark.parametrize("part", [*SCORE_FUNCTIONS, *QUERY_SCALES])
-def test_cached_logits_equal_uncached_for_every_logit_function_and_scale(part):
-    check_cached_equals_uncached(variants.apply(TINY, f"rope + {part}()")[1])
+@pytest.mark.parametrize("name", [*SCORE_FUNCTIONS, *QUERY_SCALES])
+def test_cached_logits_equal_uncached_for_every_score_function_and_scale(name):
+    maker = {**SCORE_FUNCTIONS, **QUERY_SCALES}[name]
+    field = "score_function" if name in SCORE_FUNCTIONS else "query_scale"
+    check_cached_equals_uncached(TINY.with_layers(**{field: maker.example(16)}))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +66,6 @@ def test_cached_logits_equal_uncached_where_layers_share_keys():
         layer_scalar=True, per_layer_dim=8, per_layer_vocab_size=64, tied=False, final_cap=5.0,
     )  # fmt: skip
     check_cached_equals_uncached(config)
-
-
-def test_cached_logits_equal_uncached_with_dpe():
-    check_cached_equals_uncached(dpe.with_dpe(TINY, (1, 2, 3, 4), window=3))
 
 
 def test_greedy_takes_the_likeliest_token_and_forces_longer_prompts():
@@ -116,6 +105,7 @@ def test_sampled_frequencies_are_the_decoders_probabilities():
     assert chi_square < 2
 
 
+@pytest.mark.eight_devices
 def test_generation_under_a_mesh_equals_one_device():
     """Three prompts on eight devices."""
     config = dataclasses.replace(TINY, kv_heads=2)

@@ -1,9 +1,8 @@
-"""Logit functions, query scales and QK-norm against direct float64 statements of their formulas."""
+"""Score functions, query scales and QK-norm against direct float64 statements of their formulas."""
 
 import dataclasses
 import itertools
 import math
-import re
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from examples import ENCODINGS
+from random_parameters import random_parameters
 
 from rope_study import rotary
 from rope_study.decoder import (
@@ -69,8 +68,8 @@ def got_weights(part, arrays, w, window=None, rotary_=NOPE):
     positions = jnp.arange(T)[None]
     q, k = rotary_(arrays["q"], positions), rotary_(arrays["k"], positions)
     inputs = make_inputs(part, arrays, w, rotary_)
-    weigh = lambda values, mask, _: part.weights(values, mask, inputs)  # noqa: E731
-    return attention.probabilities(q, k, window, weigh=weigh)
+    softmax = lambda values, mask, _: part.weights(values, mask, inputs)  # noqa: E731
+    return attention.probabilities(q, k, window, softmax=softmax)
 
 
 def got_logits(part, arrays, w):
@@ -205,7 +204,7 @@ def test_cope_counts_no_gate_outside_the_window(arrays):
 
 
 def test_every_logit_function_is_tested():
-    assert {*FUNCTIONS, "tra"} == set(attention_scores.SCORE_FUNCTIONS)
+    assert {*FUNCTIONS, "tra", "dpe"} == set(attention_scores.SCORE_FUNCTIONS)
 
 
 def test_tra_equals_its_float64_statement(arrays):
@@ -373,18 +372,19 @@ def test_dpe_runs_a_trained_decoder():
     """Scales of 1 change nothing, larger ones only what is beyond the window; pairs by layer."""
     config = dataclasses.replace(presets.tiny(), layers=3)
     tokens = jax.random.randint(jax.random.key(1), (1, 24), 0, 256)
-    params = init(config)
+    params = random_parameters(config)
     run = lambda config, p: jax.jit(Decoder(config).apply)({"params": p}, tokens)[0]  # noqa: E731
     plain = run(config, params)
-    np.testing.assert_allclose(run(dpe.with_dpe(config, (1, 1), 4), params), plain, atol=1e-5)
-    far = run(dpe.with_dpe(config, (2, 8), 8), params)
-    np.testing.assert_allclose(far[:, :8], plain[:, :8], atol=1e-5)
-    assert np.abs(far - plain)[:, 8:].max() > 1e-3
-    chosen = dpe.with_dpe(config, (2, 8), 8, selected=True)
-    all_pairs = dpe.add_pairs(params, config, np.ones((3, 4, 8), bool))
-    np.testing.assert_allclose(run(chosen, all_pairs), far, atol=1e-5)
+    same = variants.apply(config, "dpe(scales=(1, 1), window=4)")[1]
+    np.testing.assert_allclose(run(same, params), plain, atol=1e-5)
+    far = run(variants.apply(config, "dpe(scales=(2, 4), window=4)")[1], params)
+    np.testing.assert_allclose(far[:, :4], plain[:, :4], atol=1e-5)
+    assert not np.allclose(far[:, 5:], plain[:, 5:], atol=1e-3)
+    selected = variants.apply(config, "dpe(scales=(2, 4), window=4, selected=True)")[1]
+    every_pair = dpe.add_pairs(params, config, np.ones((3, 4, 8), bool))
+    np.testing.assert_allclose(run(selected, every_pair), far, atol=1e-5)
     no_pairs = dpe.add_pairs(params, config, np.zeros((3, 4, 8), bool))
-    np.testing.assert_allclose(run(chosen, no_pairs), plain, atol=1e-5)
+    np.testing.assert_allclose(run(selected, no_pairs), plain, atol=1e-5)
 
 
 def test_pairs_go_to_their_layers():
@@ -407,43 +407,37 @@ def test_key_pairs_have_the_largest_products():
 
 def test_dpe_refuses_what_it_cannot_do():
     config = presets.tiny()
-    with pytest.raises(UserError, match="whole numbers"):
-        dpe.with_dpe(config, (2, 0))
-    with pytest.raises(UserError, match="does not name"):
-        dpe.with_dpe(config.with_rotary(lambda x, positions: x), (2,))
-    with pytest.raises(UserError, match="cannot be joined with alibi"):
-        dpe.with_dpe(config.with_layers(score_function=attention_scores.Alibi()), (2,))
+    with pytest.raises(UserError, match="whole numbers of at least 1"):
+        dpe.Dpe((2, 0))
+    with pytest.raises(UserError, match=r"scales\[1\]=2.5 must be a whole number"):
+        dpe.Dpe((2, 2.5))
+    for other in (lambda x, positions: x, rotary.fope(64), rotary.learned_rope()):
+        with pytest.raises(UserError, match="does not name"):
+            variants.apply(config.with_rotary(other), "dpe(scales=(2,))")
     with pytest.raises(UserError, match="do not divide into 3 groups"):
-        config = dpe.with_dpe(config, (1, 2, 4))
+        config = variants.apply(config, "dpe(scales=(1, 2, 4))")[1]
         jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
 
 
 # --- in the decoder ---------------------------------------------------------------------------
 
 TINY = dataclasses.replace(presets.tiny(), layers=2)
-VARIANTS = (
-    *ENCODINGS.values(),
-    "rope + log_n()",
-    "rope + ss_max()",
-    "rope + llama4_temperature(floor=8)",
-    "rope + qk_norm()",
-    "rope + qk_norm_fixed() + logit_scale()",
-    "nope + alibi()",
-    "nope + t5_bias()",
-    "nope + cable()",
-    "nope + fox()",
-    "nope + cope(positions=8)",
-    "nope + tra()",
-    "p_rope + qk_norm_fixed() + scale_invariant()",
-    "rope + soft_cap()",
-    "irope(chunk=5, floor=8)",
-)
-
-
-def test_every_name_is_trained_here():
-    trained = {re.match(r"\w+", term)[0] for v in VARIANTS for term in v.split(" + ")}
-    for field in ("rotary", *variants.COMPONENTS):
-        assert set(variants.REGISTRIES[field]) <= trained
+# What needs company or other arguments than its example to be trained in a few steps.
+COMPANY = {
+    "llama4_temperature": "rope + llama4_temperature(floor=8)",
+    "logit_scale": "rope + qk_norm_fixed() + logit_scale()",
+    "cope": "nope + cope(positions=8)",
+    "scale_invariant": "p_rope + qk_norm_fixed() + scale_invariant()",
+    "soft_cap": "rope + soft_cap()",
+    "dpe": "rope + dpe(scales=(1, 2), window=4)",
+}
+ENCODINGS = [maker.example(16).name for maker in rotary.ENCODINGS.values()]
+ADDED = [
+    COMPANY.get(name, f"{'nope' if field == 'score_function' else 'rope'} + {name}()")
+    for field in variants.COMPONENTS
+    for name in variants.REGISTRIES[field]
+]
+VARIANTS = [*ENCODINGS, *ADDED, "irope(chunk=5, floor=8)"]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -454,7 +448,7 @@ def test_causal_trains_and_reaches_its_parameters(variant):
     """
     _, config = variants.apply(TINY, variant)
     config = dataclasses.replace(config, layers=len(config.pattern))
-    params = init(config)
+    params = random_parameters(config, deviation=0.05)
     readout = jax.random.normal(jax.random.key(9), (config.d_model, 16))
 
     @jax.jit
@@ -506,18 +500,23 @@ def test_parts_leave_the_initial_weights_of_the_rest():
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedTurn:
+class LearnedTurn(rotary.Encoding):
     """A rotary encoding with an array of its own: adds it to queries and keys, times position."""
 
-    name: str = "turn"
+    kind = "turn"
+    trained = True
+
+    def inverse_frequencies(self, head_dim):
+        """Not a vector of frequencies at all."""
+        return np.zeros(head_dim // 2)
 
     def shared_parameters(self, config):
         """One array [H]."""
-        return {f"{self.name}_speed": Parameter((config.head_dim,), (None,), constant=0.5)}
+        return {"turn_speed": Parameter((config.head_dim,), (None,), constant=0.5)}
 
-    def __call__(self, x, positions, w):
+    def __call__(self, x, positions, w=None):
         """Like a rotation, x[B, T, N, H] -> the same."""
-        shift = positions[..., None, None] * w[f"{self.name}_speed"]
+        shift = positions[..., None, None] * w["turn_speed"]
         return x + shift.astype(x.dtype)
 
 
@@ -555,9 +554,9 @@ def test_shared_arrays_of_one_name_must_agree():
 def test_cudnn_refuses_logit_functions_and_chunks_and_takes_query_scales():
     for variant in ("alibi()", "irope()"):
         _, config = variants.apply(TINY, variant)
-        with pytest.raises(UserError, match=r"reference backend only, not on 'cudnn'"):
+        with pytest.raises(UserError, match=r"reference backend only, not on attention='cudnn'"):
             dataclasses.replace(config, attention="cudnn")
     _, config = variants.apply(TINY, "gemma3() + ss_max()")
     assert dataclasses.replace(config, attention="cudnn").attention == "cudnn"
-    with pytest.raises(UserError, match="no chunks, no logit functions"):
+    with pytest.raises(UserError, match="no chunks, no score functions"):
         attention.attend(*[jnp.ones((1, 4, 1, 8))] * 3, backend="cudnn", chunk=2)
