@@ -141,18 +141,18 @@ def test_failure_of_the_script_is_seen(tab, tmp_path):
     assert tab.errors
 
 
-@pytest.mark.parametrize("scheme", PAPER)
-def test_picture_is_not_blank(tab, tmp_path, scheme):
-    tab.page.emulate_media(color_scheme=scheme)
-    tab.page.set_viewport_size({"width": 1300, "height": 1600})
-    tab.page.goto(address(make_page(tmp_path)))
-    image = picture(tab.page)
-    assert image.size == (1300, 1600)
-    assert image.getpixel((1299, 1599)) == PAPER[scheme]
-    counts, colours = zip(*image.getcolors(1300 * 1600), strict=True)
-    assert len(colours) > 100
-    navy = np.abs(np.subtract(colours, (0x00, 0x22, 0x4E))).max(-1) < 8  # attention near 0
-    assert np.sum(counts, where=navy) > 0.001 * 1300 * 1600
+def test_picture_is_not_blank(heads):
+    page, _ = heads
+    page.set_viewport_size({"width": 1300, "height": 1600})
+    for scheme, paper in PAPER.items():
+        page.emulate_media(color_scheme=scheme)
+        image = picture(page)
+        assert image.size == (1300, 1600)
+        assert image.getpixel((1299, 1599)) == paper
+        counts, colours = zip(*image.getcolors(1300 * 1600), strict=True)
+        assert len(colours) > 100
+        navy = np.abs(np.subtract(colours, (0x00, 0x22, 0x4E))).max(-1) < 8  # attention near 0
+        assert np.sum(counts, where=navy) > 0.001 * 1300 * 1600
 
 
 def test_click_and_arrow_keys_choose_a_head(heads):
@@ -251,14 +251,14 @@ def test_text_is_chosen_by_the_hash(heads):
     assert "Layer 0, head 3:" in page.inner_text("#head-title")
 
 
-@pytest.mark.parametrize("width", [420, 1300])
-def test_page_is_no_wider_than_the_window(heads, width):
+def test_page_is_no_wider_than_the_window(heads):
     page, _ = heads
-    page.set_viewport_size({"width": width, "height": 1000})
-    set_hash(page, "text=1")
-    assert overflow(page, "html") == 0
-    # The map scrolls by itself.
-    assert (overflow(page, "div:has(> #map)") > 0) == (width < 600)
+    for width in (420, 1300):
+        page.set_viewport_size({"width": width, "height": 1000})
+        set_hash(page, f"text=1&width={width}")
+        assert overflow(page, "html") == 0
+        # The map scrolls by itself.
+        assert (overflow(page, "div:has(> #map)") > 0) == (width < 600)
 
 
 def test_chosen_cell_is_in_sight(tab, tmp_path):
@@ -281,14 +281,14 @@ def test_chosen_cell_is_in_sight(tab, tmp_path):
 # --- the report of a study --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", PAPER)
-def test_report_shows_figures_at_their_size_and_asks_for_nothing(tab, tmp_path, scheme):
+def test_report_shows_figures_at_their_size_and_asks_for_nothing(tab, tmp_path):
     page, path = tab.page, make_report(tmp_path)
-    page.emulate_media(color_scheme=scheme)
     page.goto(address(path))
     shown = "images => images.map(i => [i.complete && i.naturalWidth > 0, i.width])"
     assert page.locator("img").evaluate_all(shown) == [[True, width] for width in WIDTHS]
-    assert picture(page).getpixel((1299, 999)) == PAPER[scheme]
+    for scheme, paper in PAPER.items():
+        page.emulate_media(color_scheme=scheme)
+        assert picture(page).getpixel((1299, 999)) == paper
     page.set_viewport_size({"width": 420, "height": 1000})
     assert overflow(page, "html") == 0
     room = 420 - 48  # the window without the page's edges
