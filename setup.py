@@ -8,7 +8,10 @@ setup(
     description="What the rotary frequencies of a decoder do: train, probe and compare them.",
     license="Apache-2.0",
     packages=find_packages(include=["rope_study", "rope_study.*"]),
-    package_data={"rope_study.page": ["*.html", "*.css", "*.js"]},
+    package_data={
+        "rope_study.reports": ["*.html", "*.css"],
+        "rope_study.reports.head_page": ["*.html", "*.css", "*.js"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -39,6 +42,7 @@ setup(
             "ipykernel>=6.29,<8",
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",
+            "playwright>=1.65,<2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",

@@ -1,4 +1,4 @@
-"""Made-up heads with labels that try to break out, their page, and what it holds."""
+"""Made-up heads with labels that try to break out, the pages, and what they hold."""
 
 import base64
 import json
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from rope_study.probes.head_patterns import KINDS
+from rope_study.reports import study
 from rope_study.reports.head_page import write_page
 
 LAYERS, HEADS, KV_HEADS, PAIRS, TOKENS = 3, 4, 2, 6, 12
 LONG = 60  # tokens of the second text
+WIDTHS = (480, 960)  # of the report's figures, in CSS pixels
 HOSTILE = [
     "</script><script>window.broken=1</script>",
     "<!--",
@@ -66,7 +69,7 @@ def make_map(labels=HOSTILE, layers=LAYERS, heads=HEADS, seed=2, **attrs) -> xr.
 
 
 def make_page(folder: Path, **changes) -> Path:
-    given = {
+    arguments = {
         "title": "Heads & <i>more</i>",
         "facts": {"model": "a <b>model</b>", "parameters": 1_234_567},
         "usage": make_usage(),
@@ -77,7 +80,16 @@ def make_page(folder: Path, **changes) -> Path:
         ],
     }
     path = folder / "new" / "heads.html"
-    write_page(path, **given | changes)
+    write_page(path, **arguments | changes)
+    return path
+
+
+def make_report(folder: Path) -> Path:
+    row = {"name": "rope()", "perplexity": 4.5, "loss": 1.5, "difference": None}
+    results = {"encodings": [row], "facts": {"seed": 0}, "captions": {"wide": "A caption"}}
+    narrow, wide = (Figure((width / 96, 2)) for width in WIDTHS)
+    path = folder / "report.html"
+    study.write_report(path, results, {"narrow_p0.75": narrow, "wide": wide})
     return path
 
 
@@ -115,6 +127,6 @@ def read(path: Path) -> dict:
 
 
 def stored_weights(data: dict, text: int, layer: int, head: int) -> np.ndarray:
-    found = data["texts"][text]
-    levels = np.frombuffer(base64.b64decode(found["weights"][layer][head]), np.uint8)
-    return levels.reshape(len(found["queries"]), len(found["keys"])) / 255
+    stored = data["texts"][text]
+    levels = np.frombuffer(base64.b64decode(stored["weights"][layer][head]), np.uint8)
+    return levels.reshape(len(stored["queries"]), len(stored["keys"])) / 255

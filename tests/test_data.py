@@ -24,18 +24,25 @@ def jsonl(*texts):
     return "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
 
 
+def refuse(argument, message, function, *args, **kwargs):
+    """The call raises a UserError with that message, which names the argument to change."""
+    with pytest.raises(UserError, match=f"(?s){message}") as caught:
+        function(*args, **kwargs)
+    assert caught.value.argument == argument
+
+
 # --- sources ----------------------------------------------------------------------------------
 
 
 def test_default_corpus_is_large_stable_and_splits():
-    documents = data.read_documents("python")
-    assert sum(len(document) for document in documents) > 2_000_000
-    assert any('The "if" statement' in document for document in documents), "topics"
-    assert any("class JSONDecoder" in document for document in documents), "sources of packages"
-    assert not any("class TestCopy" in document for document in documents), "tests left out"
-    train, held_out = data.split(documents, 0.02)
-    assert train and held_out and len(train) + len(held_out) == len(documents)
-    assert data.fingerprint(documents) == data.fingerprint(data.read_documents("python"))
+    texts = data.read_documents("python")
+    assert sum(map(len, texts)) > 2_000_000
+    assert any('The "if" statement' in text for text in texts), "topics"
+    assert any("class JSONDecoder" in text for text in texts), "sources of packages"
+    assert not any("class TestCopy" in text for text in texts), "tests left out"
+    train, held_out = data.split(texts, 0.02)
+    assert train and held_out and len(train) + len(held_out) == len(texts)
+    assert data.read_documents("python") == texts
 
 
 def test_python_corpus_leaves_out_what_is_no_package(tmp_path, monkeypatch):
@@ -44,11 +51,8 @@ def test_python_corpus_leaves_out_what_is_no_package(tmp_path, monkeypatch):
     for file in (".hidden/f.py", "config-3.11-x/g.py", "tkinter/h.py", "json/i.txt"):
         write(tmp_path / file, f"text of {file}")
     monkeypatch.setattr(documents.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    documents = data.read_documents("python")
-    assert [d for d in documents if d.startswith("text of")] == [
-        "text of a.py",
-        "text of json/b.py",
-    ]
+    texts = [text for text in data.read_documents("python") if text.startswith("text of")]
+    assert texts == ["text of a.py", "text of json/b.py"]
 
 
 def test_folder_glob_and_file_are_read_in_order(tmp_path):
@@ -94,21 +98,24 @@ def test_long_texts_are_cut_at_the_best_boundary(tmp_path, monkeypatch, boundary
 
 
 def test_split_never_moves_a_document():
-    documents = [f"document {i}" for i in range(2000)]
-    train, held_out = data.split(documents, 0.1)
-    assert 0.07 < len(held_out) / len(documents) < 0.13
-    assert train == [d for d in documents if d in set(train)], "order is kept"
-    more_train, more_held_out = data.split(["new", *documents[::-1], "newer", *documents], 0.1)
+    texts = [f"document {i}" for i in range(2000)]
+    train, held_out = data.split(texts, 0.1)
+    assert 0.07 < len(held_out) / len(texts) < 0.13
+    assert train == [text for text in texts if text in set(train)], "order is kept"
+    more_train, more_held_out = data.split(["new", *texts[::-1], "newer", *texts], 0.1)
     assert set(train) <= set(more_train) and set(held_out) <= set(more_held_out)
     assert not set(more_train) & set(more_held_out)
     # The literal value: another Python or machine must split alike.
     assert data.split(list("abcdef"), 0.2) == (["a", "b", "e"], ["c", "d", "f"])
 
 
-def test_fingerprint_sees_text_order_and_boundaries():
-    corpora = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], ["ab", "d"]]
-    assert len({data.fingerprint(corpus) for corpus in corpora}) == len(corpora)
-    assert data.fingerprint(["ab", "c"]) == data.fingerprint(["ab", "c"])
+def test_fingerprint_sees_text_order_boundaries_and_sides():
+    sides = [["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], ["ab", "d"], ["ab", "c", "x"], ["x"]]
+    fingerprints = {data.fingerprint(a, b) for a in sides for b in sides}
+    assert len(fingerprints) == len(sides) ** 2
+    assert len({data.fingerprint(["a", "b"], ["c"]), data.fingerprint(["a"], ["b", "c"])}) == 2
+    # The literal value: a run must be known again on another Python or machine.
+    assert data.fingerprint(["ab", "c"], ["d"]) == "6fe006328f14da76"
 
 
 @pytest.mark.parametrize(
@@ -139,32 +146,27 @@ def test_fingerprint_sees_text_order_and_boundaries():
 def test_unreadable_text_names_the_place(tmp_path, name, content, message):
     if content is not None:
         write(tmp_path / name, content)
-    with pytest.raises(UserError, match=f"(?s){message}.*set config.data.path"):
-        data.read_documents(str(tmp_path / name))
+    refuse("path", message, data.read_documents, str(tmp_path / name))
 
 
 def test_folder_without_text_and_misspelt_default(tmp_path):
     write(tmp_path / "picture.png", "x")
-    with pytest.raises(UserError, match=r"has no file that ends in .txt.*config.data.path"):
-        data.read_documents(str(tmp_path))
-    with pytest.raises(UserError, match="Did you mean 'python'"):
-        data.read_documents("pyton")
-    with pytest.raises(UserError, match="'' is no file"):
-        data.read_documents("")
+    refuse("path", "has no file that ends in .txt", data.read_documents, str(tmp_path))
+    refuse("path", "Did you mean 'python'", data.read_documents, "pyton")
+    refuse("path", "'' is no file", data.read_documents, "")
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 1.5, float("nan"), "0.1", None])
 def test_held_out_must_be_a_fraction(held_out):
-    with pytest.raises(UserError, match=r"held_out=.*between 0 and 1; set config.data.held_out"):
-        data.split(["a", "b"], held_out)
+    refuse("held_out", r"held_out=.*between 0 and 1", data.split, ["a", "b"], held_out)
 
 
 @pytest.mark.parametrize(
     "held_out, sides", [(1e-9, "2 documents to train on and 0"), (1 - 1e-9, "0 .* and 2 held out")]
 )
 def test_a_split_needs_both_sides(held_out, sides):
-    with pytest.raises(UserError, match=f"{sides}.*config.data.held_out.*config.data.path"):
-        data.split(["a", "b"], held_out)
+    message = f"{sides}.*change held_out or give more text"
+    refuse("held_out", message, data.split, ["a", "b"], held_out)
 
 
 # --- batches ----------------------------------------------------------------------------------
@@ -249,19 +251,18 @@ def test_an_epoch_visits_each_window_once_in_its_own_order():
 
 def test_train_batches_refuse():
     data.TrainBatches(stream(80), 10, 8, 0, BOS)
-    message = r"has 79 tokens.* needs 80 \(8 rows of 10\).*path.*batch_size or config.data.length"
-    with pytest.raises(UserError, match=message):
-        data.TrainBatches(stream(79), 10, 8, 0, BOS)
-    for length, batch_size, seed, message in [
-        (0, 8, 0, "config.data.length=0 "),
-        (1.5, 8, 0, "config.data.length=1.5 "),
-        (10, 0, 0, "config.data.batch_size=0 "),
-        (10, True, 0, "config.data.batch_size=True "),
-        (10, 8, -1, "config.seed=-1 "),
-        (10, 8, 2**32, "config.seed=4294967296 "),
+    message = r"has 79 tokens.* needs 80 \(8 rows of 10\).*more text.*batch_size or length"
+    refuse("path", message, data.TrainBatches, stream(79), 10, 8, 0, BOS)
+    for length, batch_size, seed, wrong in [
+        (0, 8, 0, "length=0"),
+        (1.5, 8, 0, "length=1.5"),
+        (10, 0, 0, "batch_size=0"),
+        (10, True, 0, "batch_size=True"),
+        (10, 8, -1, "seed=-1"),
+        (10, 8, 2**32, "seed=4294967296"),
     ]:
-        with pytest.raises(UserError, match=message):
-            data.TrainBatches(stream(1000), length, batch_size, seed, BOS)
+        arguments = stream(1000), length, batch_size, seed, BOS
+        refuse(wrong.split("=")[0], f"^{wrong} must be", data.TrainBatches, *arguments)
 
 
 def test_held_out_visits_all_in_order_and_pads():
@@ -274,25 +275,76 @@ def test_held_out_visits_all_in_order_and_pads():
     assert (real[:, 0] == BOS).all()
     np.testing.assert_array_equal(real[:, 1:].ravel(), tokens[:100])
     last = batches[-1][0]
-    assert all(any(np.array_equal(row, kept) for kept in last[:2]) for row in last[2:])
+    assert all(any(np.array_equal(row, window) for window in last[:2]) for row in last[2:])
 
 
 @pytest.mark.parametrize(
-    "max_windows, chosen",
+    "max_windows, expected",
     [(1, [0]), (4, [0, 2, 5, 7]), (9, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (99, list(range(10)))],
 )
-def test_held_out_windows_are_evenly_spaced(max_windows, chosen):
+def test_held_out_windows_are_evenly_spaced(max_windows, expected):
     batches = data.held_out_batches(stream(10), 1, 3, BOS, max_windows)
     real = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
-    assert real.tolist() == chosen
+    assert real.tolist() == expected
 
 
 def test_held_out_refuses_at_the_call():
-    with pytest.raises(
-        UserError, match=r"has 9 tokens, one window needs 10: .*config.data.held_out"
-    ):
-        data.held_out_batches(stream(9), 10, 4, BOS)
-    with pytest.raises(UserError, match=r"config\.data\.batch_size=0 "):
-        data.held_out_batches(stream(99), 10, 0, BOS)
-    with pytest.raises(UserError, match="max_windows=0 "):
-        data.held_out_batches(stream(99), 10, 4, BOS, 0)
+    refused = data.held_out_batches
+    message = "has 9 tokens, one window needs 10: raise held_out"
+    refuse("held_out", message, refused, stream(9), 10, 4, BOS)
+    refuse("batch_size", "^batch_size=0 ", refused, stream(99), 10, 0, BOS)
+    refuse("max_windows", "^max_windows=0 ", refused, stream(99), 10, 4, BOS, 0)
+
+
+# --- a corpus ---------------------------------------------------------------------------------
+
+SETTINGS = {"path": "", "tokenizer": "bytes", "held_out": 0.2, "length": 8, "batch_size": 4}
+
+
+def write_corpus(folder):
+    return write(folder / "text.jsonl", jsonl(*(f"document number {i}" for i in range(40))))
+
+
+def load_corpus(path, seed=0, **changes):
+    return data.load_corpus(data.DataSettings(**SETTINGS | {"path": path} | changes), seed)
+
+
+def test_corpus_is_both_sides_in_tokens(tmp_path):
+    path = write_corpus(tmp_path)
+    corpus = load_corpus(path, seed=3)
+    train, held_out = data.split(data.read_documents(path), 0.2)
+    np.testing.assert_array_equal(corpus.train, data.tokenize(train, corpus.tokenizer))
+    np.testing.assert_array_equal(corpus.held_out, data.tokenize(held_out, corpus.tokenizer))
+    assert corpus.fingerprint == data.fingerprint(train, held_out)
+    expected = data.TrainBatches(corpus.train, 8, 4, 3, BOS).batch(5)
+    np.testing.assert_array_equal(corpus.train_batches().batch(5), expected)
+    weights = [weights for _, weights in corpus.held_out_batches(0)]
+    assert np.sum(weights) == len(corpus.held_out) // 8, "0 windows are all"
+    assert np.sum([weights for _, weights in corpus.held_out_batches(5)]) == 5
+
+
+def test_corpus_is_known_by_what_it_holds(tmp_path):
+    """Nothing but another text or another side of a document makes it another one."""
+    path = write_corpus(tmp_path)
+    fingerprint = load_corpus(path).fingerprint
+    same = {"length": 16, "batch_size": 2, "seed": 5}
+    assert load_corpus(write_corpus(tmp_path / "moved"), **same).fingerprint == fingerprint
+    assert load_corpus(path, held_out=0.4).fingerprint != fingerprint
+    other = write(tmp_path / "other.jsonl", open(path).read().replace("number 7", "number 77"))
+    assert load_corpus(other).fingerprint != fingerprint
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [("held_out", 1), ("held_out", "0.1"), ("length", 1), ("length", 8.0), ("batch_size", 0)],
+)
+def test_settings_refuse_numbers_out_of_range(argument, value):
+    changes = {argument: value}
+    refuse(argument, f"^{argument}={value!r} must be", data.DataSettings, **SETTINGS | changes)
+
+
+def test_corpus_refuses_before_anything_is_written(tmp_path):
+    path = write_corpus(tmp_path)
+    refuse("path", "one batch needs 4000", load_corpus, path, batch_size=500)
+    refuse("held_out", "one window needs 300", load_corpus, path, length=300, batch_size=1)
+    refuse("seed", "seed=-1", load_corpus, path, seed=-1)

@@ -52,8 +52,8 @@ def test_weights_are_within_half_a_level(tmp_path):
     weights = make_map()
     data = read(make_page(tmp_path, maps=[weights]))
     for layer, head in np.ndindex(LAYERS, HEADS):
-        found = stored_weights(data, 0, layer, head)
-        np.testing.assert_allclose(found, weights[layer, head], rtol=0, atol=1 / 510 + 1e-7)
+        stored = stored_weights(data, 0, layer, head)
+        np.testing.assert_allclose(stored, weights[layer, head], rtol=0, atol=1 / 510 + 1e-7)
 
 
 def test_layers_with_fewer_heads_and_pairs_end_early(tmp_path):

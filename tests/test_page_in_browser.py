@@ -1,9 +1,10 @@
-"""The page of heads in a browser: links, clicks and keys choose a head, and it shows the data."""
+"""The pages in a browser: links, clicks and keys choose a head, and what is shown is the data."""
 
-import re
+import io
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
-import chromium
-import matplotlib.image
 import numpy as np
 import pytest
 from page_examples import (
@@ -11,116 +12,188 @@ from page_examples import (
     LONG,
     PAIRS,
     TOKENS,
+    WIDTHS,
     make_map,
     make_named,
     make_page,
+    make_report,
     make_usage,
     read,
     stored_weights,
 )
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from rope_study.probes.head_patterns import KINDS
 
-in_chromium = pytest.mark.skipif(
-    not chromium.PROGRAM, reason=f"no browser found: none of {', '.join(chromium.NAMES)}"
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+WINDOW = {"width": 1300, "height": 1000}
+TIMEOUT = 20_000  # ms
+PAPER = {"light": (0xFF, 0xFF, 0xFF), "dark": (0x16, 0x18, 0x1C)}
+
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason=f"no browser found: none of {', '.join(NAMES)}"
 )
-READY = re.compile("<body[^>]* data-ready")
-
-
-@in_chromium
-def test_link_opens_its_head(tmp_path):
-    path = make_page(tmp_path)
-    dom = chromium.output(chromium.address(path, layer=1, head=2), "--dump-dom")
-    assert READY.search(dom) and not re.search('id="failure"[^>]*>This', dom)
-    assert re.search(r'<h2 id="head-title".*?Layer 1, head 2: <strong>sink \(0.95\)', dom)
-    chosen = re.findall('<td[^>]*aria-selected="true"[^>]*>', dom)
-    assert len(chosen) == 1 and 'data-layer="1" data-head="2"' in chosen[0]
-    assert len(re.findall('<path class="mine" d="M[^"]+L', dom)) == 2
-    assert "Keys of key-value head 1" in dom and ">not rotated<" in dom
-
-
-@in_chromium
-def test_failure_of_the_script_is_seen(tmp_path):
-    path = make_page(tmp_path)
-    path.write_text(path.read_text(encoding="utf-8").replace('{"kinds"', '{"lost"'), "utf-8")
-    dom = chromium.output(chromium.address(path), "--dump-dom")
-    assert not READY.search(dom) and re.search('id="failure" role="alert">This page failed', dom)
-
-
-@in_chromium
-def test_picture_is_not_blank(tmp_path):
-    picture = tmp_path / "page.png"
-    flags = f"--screenshot={picture}", "--window-size=1300,1600", "--hide-scrollbars"
-    chromium.output(chromium.address(make_page(tmp_path)), *flags)
-    pixels = matplotlib.image.imread(picture)[..., :3]
-    assert pixels.shape[:2] == (1600, 1300)
-    assert len(np.unique((pixels * 255).astype(int).reshape(-1, 3), axis=0)) > 100
-    navy = np.abs(pixels * 255 - (0x00, 0x22, 0x4E)).max(-1) < 8  # attention near 0
-    assert navy.mean() > 0.001
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if not (chromium.PROGRAM and chromium.DRIVER):
-        pytest.skip("no browser to drive: needs chromium and chromedriver")
-    with chromium.browser() as session:
-        session.resize(1300, 1000)
-        yield session
+    """One tab, the addresses it asked for, and the errors it logged."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=PROGRAM, args=FLAGS)
+        page = chromium.new_page()
+        page.set_default_timeout(TIMEOUT)
+        requests, errors = [], []
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        yield SimpleNamespace(page=page, requests=requests, errors=errors)
+        chromium.close()
 
 
 @pytest.fixture
-def opened(browser, tmp_path):
-    """The page in the browser, and the data it holds."""
+def tab(browser):
+    """The tab as if it were new."""
+    browser.page.goto("about:blank")
+    browser.page.set_viewport_size(WINDOW)
+    browser.page.emulate_media(color_scheme="light")
+    browser.requests.clear(), browser.errors.clear()
+    return browser
+
+
+@pytest.fixture
+def heads(tab, tmp_path):
+    """The page of heads in the tab, and the data it holds; afterwards, nothing went wrong."""
     path = make_page(tmp_path)
-    browser.open(chromium.address(path))
-    yield browser, read(path)
-    assert browser.run("document.body.dataset.ready") == ""
-    assert browser.run("window.broken") is None  # what a hostile label would have set
-    errors = [entry for entry in browser.logs("browser") if entry["level"] == "SEVERE"]
-    assert not errors
-    assert browser.requests() == [chromium.address(path)[:-1]]  # itself, and nothing else
+    tab.page.goto(address(path))
+    yield tab.page, read(path)
+    assert is_ready(tab.page) and tab.errors == []
+    assert tab.page.evaluate("window.broken") is None  # what a hostile label would have set
+    assert tab.requests == [address(path)]  # itself, and nothing else
 
 
-def test_click_and_arrow_keys_choose_a_head(opened):
-    browser, data = opened
-    assert browser.text("#head-title").endswith("Layer 1, head 1: previous (0.90)")
-    before = browser.run("document.querySelector('path.mine').getAttribute('d')")
-    browser.click('#grid [data-layer="2"][data-head="3"]')
-    assert f"Layer 2, head 3: {data['name'][2][3]}" in browser.text("#head-title")
-    assert browser.url().endswith("#layer=2&head=3&text=0")
-    assert browser.run("document.querySelector('path.mine').getAttribute('d')") != before
-    browser.press("up", "left", "left", "left", "left")  # the last finds no head, and stays
-    assert "Layer 1, head 0:" in browser.text("#head-title")
-    assert browser.run("document.activeElement.dataset.head") == "0"
-    assert browser.run("[layer.value, head.value]") == ["1", "0"]
+def address(path: Path, **chosen: int) -> str:
+    """The URL of a page, with what its hash chooses."""
+    values = "&".join(f"{name}={value}" for name, value in chosen.items())
+    return f"{path.as_uri()}#{values}" if chosen else path.as_uri()
 
 
-def test_scores_are_those_of_the_head(opened):
-    browser, data = opened
-    lines = browser.text("#scores").split()
-    expected = [
-        (kind, f"{score:.2f}") for kind, score in zip(KINDS, data["scores"][1][1], strict=True)
-    ]
-    assert list(zip(lines[::2], lines[1::2], strict=True)) == expected
-    widths = browser.run(
-        "[...document.querySelectorAll('.bar')].map(b => parseFloat(b.style.width))"
+def is_ready(page) -> bool:
+    return page.evaluate("document.body.dataset.ready") == ""
+
+
+def set_hash(page, text: str) -> None:
+    """Changes the hash, and waits until the page has followed it."""
+    page.evaluate(
+        "text => new Promise(done => {"
+        " addEventListener('hashchange', () => setTimeout(done), { once: true });"
+        " location.hash = text; })",
+        text,
     )
-    np.testing.assert_allclose(widths, np.multiply(data["scores"][1][1], 100), rtol=1e-3)
 
 
-def test_norms_are_drawn_to_scale(opened):
-    browser, data = opened
-    points = browser.run("document.querySelector('path.mine').getAttribute('d').match(/[\\d.]+/g)")
-    mean = browser.run("document.querySelector('path.mean').getAttribute('d').match(/[\\d.]+/g)")
+def press(page, *keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(f"Arrow{key}")
+
+
+def picture(page) -> Image.Image:
+    """What the window shows."""
+    return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+
+def overflow(page, selector: str) -> int:
+    """By how many pixels the content of an element is wider than the element."""
+    return page.eval_on_selector(selector, "e => e.scrollWidth - e.clientWidth")
+
+
+# --- the page of heads ------------------------------------------------------------------------
+
+
+def test_link_opens_its_head(tab, tmp_path):
+    page = tab.page
+    page.goto(address(make_page(tmp_path), layer=1, head=2))
+    assert is_ready(page) and page.is_hidden("#failure")
+    assert "Layer 1, head 2: sink (0.95)" in page.inner_text("#head-title")
+    assert page.inner_text("#head-title strong") == "sink (0.95)"
+    selected = page.locator('td[aria-selected="true"]')
+    cells = selected.evaluate_all("cells => cells.map(c => [c.dataset.layer, c.dataset.head])")
+    assert cells == [["1", "2"]]
+    paths = page.locator("path.mine").evaluate_all("paths => paths.map(p => p.getAttribute('d'))")
+    assert len(paths) == 2 and all("L" in path for path in paths)
+    assert "Keys of key-value head 1" in page.inner_text("main")
+    assert "not rotated" in page.locator("#norms text").all_text_contents()
+    assert tab.errors == []
+
+
+def test_failure_of_the_script_is_seen(tab, tmp_path):
+    path = make_page(tmp_path)
+    path.write_text(path.read_text(encoding="utf-8").replace('{"kinds"', '{"lost"'), "utf-8")
+    tab.page.goto(address(path))
+    assert not is_ready(tab.page)
+    assert tab.page.is_visible("#failure")
+    assert tab.page.inner_text('#failure[role="alert"]').startswith("This page failed")
+    assert tab.errors
+
+
+def test_picture_is_not_blank(heads):
+    page, _ = heads
+    page.set_viewport_size({"width": 1300, "height": 1600})
+    for scheme, paper in PAPER.items():
+        page.emulate_media(color_scheme=scheme)
+        image = picture(page)
+        assert image.size == (1300, 1600)
+        assert image.getpixel((1299, 1599)) == paper
+        counts, colours = zip(*image.getcolors(1300 * 1600), strict=True)
+        assert len(colours) > 100
+        navy = np.abs(np.subtract(colours, (0x00, 0x22, 0x4E))).max(-1) < 8  # attention near 0
+        assert np.sum(counts, where=navy) > 0.001 * 1300 * 1600
+
+
+def test_click_and_arrow_keys_choose_a_head(heads):
+    page, data = heads
+    assert page.inner_text("#head-title").endswith("Layer 1, head 1: previous (0.90)")
+    before = page.get_attribute("path.mine >> nth=0", "d")
+    page.click('#grid [data-layer="2"][data-head="3"]')
+    assert f"Layer 2, head 3: {data['name'][2][3]}" in page.inner_text("#head-title")
+    assert page.url.endswith("#layer=2&head=3&text=0")
+    assert page.get_attribute("path.mine >> nth=0", "d") != before
+    press(page, "Up", "Left", "Left", "Left", "Left")  # the last finds no head, and stays
+    assert "Layer 1, head 0:" in page.inner_text("#head-title")
+    assert page.evaluate("document.activeElement.dataset.head") == "0"
+    assert [page.input_value("#layer"), page.input_value("#head")] == ["1", "0"]
+
+
+def test_scores_are_those_of_the_head(heads):
+    page, data = heads
+    words = page.inner_text("#scores").split()
+    scores = data["scores"][1][1]
+    assert words[::2] == list(KINDS)
+    assert words[1::2] == [f"{score:.2f}" for score in scores]
+    widths = page.locator(".bar").evaluate_all("bars => bars.map(b => parseFloat(b.style.width))")
+    np.testing.assert_allclose(widths, np.multiply(scores, 100), rtol=1e-3)
+
+
+def test_norms_are_drawn_to_scale(heads):
+    page, data = heads
+    points, mean = (
+        page.eval_on_selector(f"path.{name}", "p => p.getAttribute('d').match(/[\\d.]+/g)")
+        for name in ("mine", "mean")
+    )
     heights = np.array([points[1::2], mean[1::2]], float)
-    mine = data["q"][1][1]
-    norms = [mine, np.mean(data["q"][1], axis=0)]
+    norms = [data["q"][1][1], np.mean(data["q"][1], axis=0)]
     slope, offset = np.polyfit(np.ravel(norms), np.ravel(heights), 1)
     assert slope < 0  # up is more
     np.testing.assert_allclose(heights, slope * np.array(norms) + offset, atol=0.1)
-    bands = browser.run(
-        "[...document.querySelector('#norms svg').querySelectorAll('.still')].map(band =>"
-        " [band.x.baseVal.value, band.x.baseVal.value + band.width.baseVal.value])"
+    bands = page.eval_on_selector(
+        "#norms svg",
+        "svg => [...svg.querySelectorAll('.still')].map(band =>"
+        " [band.x.baseVal.value, band.x.baseVal.value + band.width.baseVal.value])",
     )
     x = np.array(points[::2], float)
     assert [[left < at < right for at in x] for left, right in bands] == [
@@ -128,21 +201,23 @@ def test_norms_are_drawn_to_scale(opened):
     ]
 
 
-def test_map_shows_query_key_and_weight(opened):
-    browser, data = opened
+def test_map_shows_query_key_and_weight(heads):
+    page, data = heads
     weights = stored_weights(data, 0, 1, 1)
-    size = browser.run("document.querySelector('#map canvas').clientWidth") / TOKENS
-    browser.point("#map canvas", 3.5 * size, 7.5 * size)
-    shown = f"query 7 {HOSTILE[7]} → key 3 {HOSTILE[3]}: {weights[7, 3]:.2f}"
-    assert browser.text("#readout") == shown
-    browser.run("document.getElementById('map').focus()")
-    browser.press("up", "right", "right", "right")
-    assert browser.text("#readout") == f"query 6 ↵ → key 6 ↵: {weights[6, 6]:.2f}"
-    browser.press("right")
-    assert browser.text("#readout").endswith("comes later")
-    pixels = browser.run(
-        "[...document.querySelector('#map canvas').getContext('2d')"
-        f".getImageData(0, 0, {TOKENS}, {TOKENS}).data]"
+    canvas = page.locator("#map canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    size = box["width"] / TOKENS
+    page.mouse.move(box["x"] + 3.5 * size, box["y"] + 7.5 * size)
+    expected = f"query 7 {HOSTILE[7]} → key 3 {HOSTILE[3]}: {weights[7, 3]:.2f}"
+    assert page.inner_text("#readout") == expected
+    page.focus("#map")
+    press(page, "Up", "Right", "Right", "Right")
+    assert page.inner_text("#readout") == f"query 6 ↵ → key 6 ↵: {weights[6, 6]:.2f}"
+    press(page, "Right")
+    assert page.inner_text("#readout").endswith("comes later")
+    pixels = canvas.evaluate(
+        "(c, n) => [...c.getContext('2d').getImageData(0, 0, n, n).data]", TOKENS
     )
     rgba = np.array(pixels).reshape(TOKENS, TOKENS, 4)
     assert ((rgba[..., 3] > 0) == np.tri(TOKENS, dtype=bool)).all()
@@ -152,56 +227,103 @@ def test_map_shows_query_key_and_weight(opened):
     assert (np.diff(brightness[order]) >= 0).all() and np.ptp(brightness) > 200
 
 
-def test_weak_weights_are_brought_out_on_demand(opened):
-    browser, data = opened
+def test_weak_weights_are_brought_out_on_demand(heads):
+    page, data = heads
     weights = stored_weights(data, 0, 1, 1)
-    query, key = np.argwhere((weights > 0.03) & (weights < 0.2))[0]
-    red = (
-        "document.querySelector('#map canvas').getContext('2d')"
-        f".getImageData({key}, {query}, 1, 1).data[0]"
-    )
-    before = browser.run(red)
-    browser.click("#weak")
-    assert browser.run(red) > before + 20
+    query, key = np.argwhere((weights > 0.03) & (weights < 0.2))[0].tolist()
+
+    def red() -> int:
+        script = "(c, at) => c.getContext('2d').getImageData(...at, 1, 1).data[0]"
+        return page.eval_on_selector("#map canvas", script, [key, query])
+
+    before = red()
+    page.check("#weak")
+    assert red() > before + 20
 
 
-def test_text_is_chosen_by_the_hash(opened):
-    browser, _ = opened
-    browser.run("location.hash = 'layer=0&head=3&text=1'")
-    title, labels = browser.run(
-        "new Promise(done => setTimeout(() => done([document.getElementById('map-title').innerText,"
-        "[...document.querySelectorAll('#map [data-axis=key]')].map(t => t.textContent)])))"
-    )
-    assert title == f"Attention over {LONG} tokens of “text 2”"
+def test_text_is_chosen_by_the_hash(heads):
+    page, _ = heads
+    set_hash(page, "layer=0&head=3&text=1")
+    assert page.inner_text("#map-title") == f"Attention over {LONG} tokens of “text 2”"
+    labels = page.locator("#map [data-axis=key]").all_text_contents()
     assert labels == [f"t{i}" for i in range(LONG)]
-    browser.run("location.hash = 'layer=99&head=-1&text=x'")  # names nothing, changes nothing
-    assert "Layer 0, head 3:" in browser.text("#head-title")
+    set_hash(page, "layer=99&head=-1&text=x")  # names nothing, changes nothing
+    assert "Layer 0, head 3:" in page.inner_text("#head-title")
 
 
-@pytest.mark.parametrize("width", [420, 1300])
-def test_page_is_no_wider_than_the_window(opened, width):
-    browser, _ = opened
-    browser.resize(width, 1000)
-    browser.run("location.hash = 'text=1'")
-    page, map_box = browser.run(
-        "new Promise(done => setTimeout(() => done([document.documentElement,"
-        " document.getElementById('map').parentElement].map(e => e.scrollWidth - e.clientWidth))))"
-    )
-    assert page == 0
-    assert (map_box > 0) == (width < 600)  # the map scrolls by itself
-    browser.resize(1300, 1000)
+def test_page_is_no_wider_than_the_window(heads):
+    page, _ = heads
+    for width in (420, 1300):
+        page.set_viewport_size({"width": width, "height": 1000})
+        set_hash(page, f"text=1&width={width}")
+        assert overflow(page, "html") == 0
+        # The map scrolls by itself.
+        assert (overflow(page, "div:has(> #map)") > 0) == (width < 600)
 
 
-def test_chosen_cell_is_in_sight(browser, tmp_path):
+def test_chosen_cell_is_in_sight(tab, tmp_path):
+    page = tab.page
     size = {"layers": 30, "heads": 24}
-    given = {"usage": make_usage(**size), "named": make_named(**size)}
-    path = make_page(tmp_path, **given, maps=[make_map(["a"], **size)])
-    browser.resize(420, 1000)
+    datasets = {"usage": make_usage(**size), "named": make_named(**size)}
+    path = make_page(tmp_path, **datasets, maps=[make_map(["a"], **size)])
+    page.set_viewport_size({"width": 420, "height": 1000})
     for layer, head in (29, 23), (0, 0), (14, 11):
-        browser.open(chromium.address(path, layer=layer, head=head))
-        assert browser.run("scrollY") == 0
-        assert browser.run(
-            "(cell => (r => document.elementFromPoint(r.x + 5, r.y + 5) === cell)"
-            "(cell.getBoundingClientRect()))(document.querySelector('[aria-selected=true]'))"
+        page.goto("about:blank")  # so that another hash is another visit
+        page.goto(address(path, layer=layer, head=head))
+        assert page.evaluate("scrollY") == 0
+        assert page.eval_on_selector(
+            "[aria-selected=true]",
+            "cell => (r => document.elementFromPoint(r.x + 5, r.y + 5) === cell)"
+            "(cell.getBoundingClientRect())",
         )
-    browser.resize(1300, 1000)
+
+
+# --- the report of a study --------------------------------------------------------------------
+
+
+def test_report_shows_figures_at_their_size_and_asks_for_nothing(tab, tmp_path):
+    page, path = tab.page, make_report(tmp_path)
+    page.goto(address(path))
+    shown = "images => images.map(i => [i.complete && i.naturalWidth > 0, i.width])"
+    assert page.locator("img").evaluate_all(shown) == [[True, width] for width in WIDTHS]
+    for scheme, paper in PAPER.items():
+        page.emulate_media(color_scheme=scheme)
+        assert picture(page).getpixel((1299, 999)) == paper
+    page.set_viewport_size({"width": 420, "height": 1000})
+    assert overflow(page, "html") == 0
+    room = 420 - 48  # the window without the page's edges
+    widths = page.locator("img").evaluate_all("images => images.map(i => i.width)")
+    assert widths == [min(room, WIDTHS[0]), round(0.7 * WIDTHS[1])]
+    assert tab.errors == [] and tab.requests == [address(path)]
+
+
+# --- every page -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [make_page, make_report])
+def test_what_breaks_in_does_not_run_and_reaches_no_network(tab, tmp_path, make):
+    page, path, outside = tab.page, make(tmp_path), "http://127.0.0.1:9/"
+    intruders = (
+        "<script>window.broken = 1</script>"
+        '<p id="intruder" style="color: red" onclick="window.broken = 2">text</p>'
+        "<style>#intruder { font-size: 99px }</style>"
+        f'<img src="{outside}a.png"><iframe src="{outside}"></iframe>'
+    )
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("</h1>", f"</h1>{intruders}"), encoding="utf-8")
+    with page.expect_event("requestfailed") as blocked:
+        page.goto(address(path))
+    page.click("#intruder")
+    fetch = "url => fetch(url).then(() => 'answered', () => 'refused')"
+    assert page.evaluate(fetch, outside) == "refused"
+    assert page.evaluate("window.broken") is None
+    colour, size = page.eval_on_selector(
+        "#intruder", "e => [getComputedStyle(e).color, getComputedStyle(e).fontSize]"
+    )
+    assert size == "16px" and colour == page.evaluate("getComputedStyle(document.body).color")
+    refusals = [error for error in tab.errors if "Content Security Policy" in error]
+    for directive in ("script-src", "style-src", "img-src", "default-src"):
+        assert any(directive in refusal for refusal in refusals), directive
+    # What a page tries is seen, and the policy stops it before it leaves.
+    assert tab.requests == [address(path), f"{outside}a.png"]
+    assert (blocked.value.url, blocked.value.failure) == (f"{outside}a.png", "csp")

@@ -3,7 +3,9 @@
 import io
 import json
 import random
+import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +19,9 @@ from rope_study.data.tokenizers.base import label
 from rope_study.data.tokenizers.hugging_face import SETTINGS_FILE
 from rope_study.decoder import presets
 from rope_study.errors import UserError
-from rope_study.training import settings
 
 SENTENCES = ["the cat sat on the mat", "a dog sat on the log", "rotary pairs turn at a frequency"]
-DECODER = presets.get("small")
+DECODER = presets.small()
 TEXTS = ["the cat sat", "caf\u00e9 \u6f22\u5b57 \U0001f600\n\n  x", " the", ""]
 
 
@@ -126,6 +127,13 @@ def tokenizer(request, models):
     return data.load_tokenizer(models[request.param])
 
 
+def refuse_tokenizer(message, function, *args):
+    """The call raises a UserError with that message, which names the tokenizer to change."""
+    with pytest.raises(UserError, match=message) as caught:
+        function(*args)
+    assert caught.value.argument == "tokenizer"
+
+
 def beside(path, name, content):
     """Writes JSON next to a file."""
     path.with_name(name).write_text(json.dumps(content))
@@ -162,15 +170,15 @@ def test_encode_batch_refuses(tokenizer):
     for texts in ([], "one string"):
         with pytest.raises(UserError, match="must be a list with at least one text"):
             tokenizer.encode_batch(texts)
-    with pytest.raises(UserError, match=r"length=0 .*config.data.length"):
+    with pytest.raises(UserError, match="length=0 must be at least 1") as caught:
         tokenizer.encode_batch(["a"], length=0)
+    assert caught.value.argument == "length"
 
 
 def test_ids_outside_the_vocabulary(tokenizer):
     for ids in ([0, tokenizer.vocab_size], [-1]):
         for read in (tokenizer.decode, tokenizer.pieces):
-            with pytest.raises(UserError, match=f"id {ids[-1]} is not in.*config.data.tokenizer"):
-                read(ids)
+            refuse_tokenizer(f"id {ids[-1]} is not in tokenizer", read, ids)
 
 
 def test_a_run_carries_its_tokenizer(tokenizer, tmp_path):
@@ -180,9 +188,25 @@ def test_a_run_carries_its_tokenizer(tokenizer, tmp_path):
     loaded = checkpoints.load_tokenizer(tmp_path)
     assert type(loaded) is type(tokenizer)
     assert (loaded.bos, loaded.vocab_size) == (tokenizer.bos, tokenizer.vocab_size)
+    assert loaded.fingerprint == tokenizer.fingerprint
     np.testing.assert_array_equal(loaded.encode("the cat"), tokenizer.encode("the cat"))
     runs.write_model(tmp_path, DECODER, loaded)
     assert checkpoints.load_tokenizer(tmp_path).decode(tokenizer.encode("the cat")) == "the cat"
+
+
+def test_fingerprint_is_of_the_content_and_bos(models, tmp_path):
+    kinds = {kind: data.load_tokenizer(path).fingerprint for kind, path in models.items()}
+    assert len(set(kinds.values())) == len(kinds), "each kind is another tokenizer"
+    assert all(re.fullmatch("[0-9a-f]{16}", fingerprint) for fingerprint in kinds.values())
+    assert kinds["bytes"] == "218135ceaa7e4c64"
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(Path(models["byte_level"]).read_bytes())
+    assert data.load_tokenizer(path).fingerprint == kinds["byte_level"], "moved"
+    beside(path, SETTINGS_FILE, {"bos_token": None})
+    without_bos = data.load_tokenizer(path).fingerprint
+    train_byte_level(path, SPECIAL)
+    other_content = data.load_tokenizer(path).fingerprint
+    assert len({kinds["byte_level"], without_bos, other_content}) == 3
 
 
 # --- bytes and SentencePiece ------------------------------------------------------------------
@@ -274,7 +298,7 @@ SPECIAL = ("<a>", "<s>", "<|endoftext|>")  # ids 0, 1, 2
 
 
 @pytest.mark.parametrize(
-    "settings, model, bos",
+    "special_tokens, model, bos",
     [
         ({"bos_token": "<a>"}, {"bos_token_id": 2}, 0),
         ({"bos_token": {"content": "<a>", "lstrip": False}}, None, 0),
@@ -285,11 +309,11 @@ SPECIAL = ("<a>", "<s>", "<|endoftext|>")  # ids 0, 1, 2
         (None, None, 1),
     ],
 )
-def test_where_bos_comes_from(tmp_path, settings, model, bos):
+def test_where_bos_comes_from(tmp_path, special_tokens, model, bos):
     path = tmp_path / "tokenizer.json"
     train_byte_level(path, SPECIAL)
-    if settings is not None:
-        beside(path, SETTINGS_FILE, settings)
+    if special_tokens is not None:
+        beside(path, SETTINGS_FILE, special_tokens)
     if model is not None:
         beside(path, "config.json", model)
     tokenizer = data.load_tokenizer(path)
@@ -311,7 +335,7 @@ def test_a_well_known_name_must_be_special(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, pad",
+    "special_tokens, pad",
     [
         ({"pad_token": "<|endoftext|>", "eos_token": "<s>"}, 2),
         ({"eos_token": {"content": "<s>"}}, 1),
@@ -319,10 +343,10 @@ def test_a_well_known_name_must_be_special(tmp_path):
         ({}, 0),
     ],
 )
-def test_a_model_without_bos(tmp_path, settings, pad):
+def test_a_model_without_bos(tmp_path, special_tokens, pad):
     path = tmp_path / "tokenizer.json"
     train_byte_level(path, SPECIAL)
-    beside(path, SETTINGS_FILE, {"bos_token": None} | settings)
+    beside(path, SETTINGS_FILE, {"bos_token": None} | special_tokens)
     tokenizer = data.load_tokenizer(path)
     ids = tokenizer.encode("the cat sat").tolist()
     tokens, weights = tokenizer.encode_batch(["the cat sat", ""])
@@ -338,26 +362,29 @@ def test_training_needs_bos(tmp_path):
     train_byte_level(path, SPECIAL)
     beside(path, SETTINGS_FILE, {"bos_token": None})
     tokenizer = data.load_tokenizer(path)
-    settings = settings.default()
-    settings.data.tokenizer = str(path)
-    settings.data.path = str(tmp_path / "none, and not even looked for")
+    settings = data.DataSettings(
+        path=str(tmp_path / "none, and not even looked for"),
+        tokenizer=str(path),
+        held_out=0.1,
+        length=10,
+        batch_size=2,
+    )
     stream = np.zeros(100, np.uint16)
     for start in (
-        lambda: data.load_corpus(settings),
+        lambda: data.load_corpus(settings, seed=0),
         lambda: data.tokenize(["a"], tokenizer),
         lambda: data.TrainBatches(stream, 10, 2, 0, tokenizer.bos),
         lambda: data.held_out_batches(stream, 10, 2, tokenizer.bos),
     ):
-        message = r"tokenizer .* has no BOS id: every window starts.*set config.data.tokenizer"
-        with pytest.raises(UserError, match=message):
-            start()
+        message = "tokenizer .* has no BOS id: every window starts.*of a model that has one"
+        refuse_tokenizer(message, start)
 
 
 def test_gemma_always_has_bos(tmp_path):
     path = tmp_path / "tokenizer.json"
     train_like_gemma(path)
-    for settings in ({}, {"bos_token": None}, {"bos_token": None, "add_bos_token": False}):
-        beside(path, SETTINGS_FILE, settings)
+    for content in ({}, {"bos_token": None}, {"bos_token": None, "add_bos_token": False}):
+        beside(path, SETTINGS_FILE, content)
         tokens, _ = data.load_tokenizer(path).encode_batch(["the"])
         assert tokens[0, 0] == tokenizers.Tokenizer.from_file(str(path)).token_to_id("<bos>") == 2
     train_like_gemma(path, special=("<pad>", "<eos>", "<unk>"))
@@ -422,11 +449,11 @@ def join_by_search(pieces, scores):
     """The plain rule: each time look at all neighbours, join the best, of equal ones the first."""
     pieces = list(pieces)
     while True:
-        found = [(i, pieces[i] + pieces[i + 1]) for i in range(len(pieces) - 1)]
-        found = [(scores[joined], -i) for i, joined in found if joined in scores]
-        if not found:
+        joined = [(pieces[i] + pieces[i + 1], -i) for i in range(len(pieces) - 1)]
+        candidates = [(scores[piece], order) for piece, order in joined if piece in scores]
+        if not candidates:
             return pieces
-        i = -max(found)[1]
+        i = -max(candidates)[1]
         pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
 
 
@@ -439,8 +466,8 @@ def test_llama2c_joins_the_best_neighbours_and_of_equal_ones_the_first(tmp_path)
         tokenizer = data.load_tokenizer(path)
         for length in range(1, 14):
             text = "".join(generator.choices("aab ", k=length))
-            found = [pieces[i - 259] for i in tokenizer.encode(text)]
-            assert found == join_by_search(" " + text, scores)
+            encoded = [pieces[i - 259] for i in tokenizer.encode(text)]
+            assert encoded == join_by_search(" " + text, scores)
 
 
 def test_llama2c_text_that_spells_a_special_token_stays_text(tmp_path):
@@ -468,12 +495,12 @@ def test_llama2c_without_a_piece_for_the_space(tmp_path):
 
 
 def test_llama2c_files_that_are_none(models, tmp_path):
-    whole = open(models["llama2c"], "rb").read()
+    whole = Path(models["llama2c"]).read_bytes()
     path = tmp_path / "t.bin"
     for content in (b"", whole[:2], whole[:7], whole[:-1], whole[:1000], b"\0" * 100, b"text" * 99):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"t.bin' is cut off or no tokenizer.bin.*set config"):
-            data.load_tokenizer(path)
+        message = "t.bin' is cut off or no tokenizer.bin"
+        refuse_tokenizer(message, data.load_tokenizer, path)
     path.write_bytes(whole.replace(b"<0x41>", b"<0x40>"))
     with pytest.raises(UserError, match=r"id 68 must be <0x41>, found \['<0x40>'\]"):
         data.load_tokenizer(path)
@@ -500,25 +527,24 @@ def test_a_folder_is_searched_in_order(models, tmp_path):
         "tok330.bin": ("llama2c", data.Llama2cTokenizer),
     }
     for name, (kind, _) in files.items():
-        (tmp_path / name).write_bytes(open(models[kind], "rb").read())
+        (tmp_path / name).write_bytes(Path(models[kind]).read_bytes())
     for name, (_, expected) in files.items():
         for spec in (tmp_path, str(tmp_path)):
             tokenizer = data.load_tokenizer(spec)
             assert type(tokenizer) is expected
             assert tokenizer.name == str(tmp_path / name), "a string, as results are written with"
         (tmp_path / name).unlink()
-    looked_for = r"holds none of tokenizer.model, tokenizer.json, tok\*.bin; set config"
-    with pytest.raises(UserError, match=f"tokenizer folder '{tmp_path}' {looked_for}"):
-        data.load_tokenizer(tmp_path)
+    looked_for = r"holds none of tokenizer.model, tokenizer.json, tok\*.bin"
+    message = f"tokenizer folder '{tmp_path}' {looked_for}"
+    refuse_tokenizer(message, data.load_tokenizer, tmp_path)
     for name in ("tok1.bin", "tok2.bin"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"holds tok1.bin, tok2.bin: set config.data.tokenizer"):
-        data.load_tokenizer(tmp_path)
+    refuse_tokenizer("holds tok1.bin, tok2.bin: name one", data.load_tokenizer, tmp_path)
 
 
 def test_home_is_found_and_carried_along(models, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "tokenizer.model").write_bytes(open(models["sentencepiece"], "rb").read())
+    (tmp_path / "tokenizer.model").write_bytes(Path(models["sentencepiece"]).read_bytes())
     (tmp_path / "run").mkdir()
     for spec in ("~/tokenizer.model", "~"):
         runs.write_model(tmp_path / "run", DECODER, data.load_tokenizer(spec))
@@ -546,5 +572,4 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         (str(tmp_path / "corrupt.json"), "corrupt.json' is not a tokenizer.json of Hugging Face"),
         (str(tmp_path / "other.json"), "other.json' is not a tokenizer.json of Hugging Face"),
     ]:
-        with pytest.raises(UserError, match=f"{message}.*set config.data.tokenizer"):
-            data.load_tokenizer(spec)
+        refuse_tokenizer(message, data.load_tokenizer, spec)

@@ -1,10 +1,14 @@
-"""Data: text in, tokens, and batches that are a function of (seed, step)."""
+"""Data: text in, tokens, and batches that are a function of (seed, step).
+
+Takes files, or the text that ships with Python, and the numbers in DataSettings. Gives documents,
+tokenizers, int32 windows that begin with BOS, and texts to probe with. Add a tokenizer as a class
+in tokenizers/, by the ending of its files; probe texts in passages.py.
+"""
 
 from rope_study.data.batches import TrainBatches, Windows, held_out_batches, tokenize
 from rope_study.data.corpus import Corpus, DataSettings, load_corpus
 from rope_study.data.documents import fingerprint, read_documents, split
-from rope_study.data.passages import DOMAINS, PASSAGES
-from rope_study.data.texts import Text, load_texts
+from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
 from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
@@ -17,6 +21,7 @@ __all__ = [
     "PASSAGES",
     "ByteTokenizer",
     "Corpus",
+    "DataSettings",
     "HuggingFaceTokenizer",
     "Llama2cTokenizer",
     "SentencePieceTokenizer",

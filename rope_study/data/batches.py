@@ -1,6 +1,7 @@
 """Batches: a flat stream of tokens in windows, and rows that are a function of (seed, step)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,10 +21,10 @@ def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False)
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     bos = np.array([tokenizer.required_bos()], dtype)
-    parts = [np.empty(0, dtype)]  # no documents, no tokens
+    pieces = [np.empty(0, dtype)]  # no documents, no tokens
     for document in tqdm(documents, "tokenize", unit=" documents", disable=not progress):
-        parts += [bos, tokenizer.encode(document).astype(dtype)]
-    return np.concatenate(parts)
+        pieces += [bos, tokenizer.encode(document).astype(dtype)]
+    return np.concatenate(pieces)
 
 
 class Windows:
@@ -33,9 +34,9 @@ class Windows:
     windows are the stream itself, and every window starts as a document does.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, bos: int):
+    def __init__(self, tokens: np.ndarray, length: int, bos: int | None):
         """Of tokens uint[n] from `tokenize`; UserError for a wrong length, or no BOS."""
-        _check_integer(length, "config.data.length")
+        check_integer("length", length)
         if bos is None:
             raise no_bos("the tokenizer of these windows")
         self._tokens, self._length, self._bos = tokens, length, bos
@@ -43,11 +44,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self._tokens) // self._length
 
-    def __getitem__(self, i: int) -> np.ndarray:
-        if not 0 <= i < len(self):
-            raise IndexError(f"window {i} of {len(self)}")
-        run = self._tokens[i * self._length : (i + 1) * self._length]
-        return np.concatenate([[self._bos], run]).astype(np.int32)
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"window {index} of {len(self)}")
+        targets = self._tokens[index * self._length : (index + 1) * self._length]
+        return np.concatenate([[self._bos], targets]).astype(np.int32)
 
 
 class TrainBatches:
@@ -57,7 +58,9 @@ class TrainBatches:
     before: to resume is to ask for the next step, on any number of hosts.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, batch_size: int, seed: int, bos: int):
+    def __init__(
+        self, tokens: np.ndarray, length: int, batch_size: int, seed: int, bos: int | None
+    ):
         """Of tokens uint[n] from `tokenize`.
 
         Args:
@@ -68,21 +71,22 @@ class TrainBatches:
           bos: id that starts every row.
 
         Raises:
-          UserError: the tokens do not fill one batch, or a number is out of range.
+          UserError: the tokens do not fill one batch, a number is out of range, or no BOS.
         """
         import grain  # takes seconds, and only training needs it
 
-        _check_integer(batch_size, "config.data.batch_size")
-        _check_integer(seed, "config.seed", lowest=0)
+        check_integer("batch_size", batch_size)
+        check_integer("seed", seed, lowest=0)
         windows = Windows(tokens, length, bos)
         if len(windows) < batch_size:
             raise UserError(
                 f"the corpus has {len(tokens)} tokens to train on, one batch needs"
-                f" {batch_size * length} ({batch_size} rows of {length}): give more text in"
-                " config.data.path, or lower config.data.batch_size or config.data.length"
+                f" {batch_size * length} ({batch_size} rows of {length}): give more text, or lower"
+                " batch_size or length",
+                "path",
             )
         self._batch_size = batch_size
-        self._dataset = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+        self._dataset: Any = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 of a step's batch, int32[stop - start, length + 1]; reads no others.
@@ -93,7 +97,8 @@ class TrainBatches:
         if step < 0 or not 0 <= start < stop <= self._batch_size:
             raise UserError(
                 f"rows {start}:{stop} of step {step}: steps count from 0, and rows are at least"
-                f" one of 0:{self._batch_size}; set config.data.batch_size"
+                f" one of 0:{self._batch_size}",
+                "batch_size",
             )
         first = int(step) * self._batch_size
         return np.stack([self._dataset[first + row] for row in range(start, stop)])
@@ -104,7 +109,11 @@ class TrainBatches:
 
 
 def held_out_batches(
-    tokens: np.ndarray, length: int, batch_size: int, bos: int, max_windows: int | None = None
+    tokens: np.ndarray,
+    length: int,
+    batch_size: int,
+    bos: int | None,
+    max_windows: int | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows in order, once: (int32[batch_size, length + 1], weights float32[batch_size]) each.
 
@@ -112,32 +121,34 @@ def held_out_batches(
     repeated rows of weight 0.
 
     Raises:
-      UserError: not one window fits, or a number is not a positive integer.
+      UserError: not one window fits, a number is not a positive integer, or no BOS.
     """
-    _check_integer(batch_size, "config.data.batch_size")
+    check_integer("batch_size", batch_size)
     windows = Windows(tokens, length, bos)
     if not len(windows):
         raise UserError(
             f"the held-out text has {len(tokens)} tokens, one window needs {length}: raise"
-            " config.data.held_out, give more text in config.data.path, or lower config.data.length"
+            " held_out, give more text, or lower length",
+            "held_out",
         )
     if max_windows is None:
         max_windows = len(windows)
-    _check_integer(max_windows, "max_windows")
+    check_integer("max_windows", max_windows)
     count = min(max_windows, len(windows))
-    chosen = np.arange(count) * len(windows) // count
+    window_numbers = np.arange(count) * len(windows) // count
 
     # Inside, so that the errors above come at the call and not with the first batch.
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, count, batch_size):
-            rows = chosen[start : start + batch_size]
+            rows = window_numbers[start : start + batch_size]
             weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-            yield np.stack([windows[i] for i in np.resize(rows, batch_size)]), weights
+            yield np.stack([windows[int(i)] for i in np.resize(rows, batch_size)]), weights
 
     return batches()
 
 
-def _check_integer(value: int, setting: str, lowest: int = 1) -> None:
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not integer or not lowest <= value < 2**32:
-        raise UserError(f"{setting}={value!r} must be an integer, {lowest}..2^32-1; set {setting}")
+def check_integer(argument: str, value: int, lowest: int = 1) -> None:
+    """UserError if the value of an argument is not an integer from `lowest` to 2^32-1."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or not lowest <= value < 2**32:
+        raise UserError(f"{argument}={value!r} must be an integer, {lowest}..2^32-1", argument)

@@ -5,19 +5,38 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rope_study.data import batches, documents
-from rope_study.data.tokenizers import Tokenizer, load_tokenizer
+from rope_study.data import batches
+from rope_study.data.documents import check_fraction, fingerprint, read_documents, split
+from rope_study.data.tokenizers.base import Tokenizer
+from rope_study.data.tokenizers.load import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """What a corpus is made of and how it is cut."""
+    """Which text a run reads, and how it is cut.
+
+    Attributes:
+      path: what `read_documents` takes: "python", a file, a folder or a glob.
+      tokenizer: what `load_tokenizer` takes: "bytes", or a path.
+      held_out: the fraction of documents kept for evaluation, in (0, 1).
+      length: tokens to predict in a row.
+      batch_size: rows in a batch, over all devices.
+
+    Raises:
+      UserError: a number is out of range.
+    """
 
     path: str
     tokenizer: str
     held_out: float
     length: int
     batch_size: int
+
+    def __post_init__(self):
+        check_fraction("held_out", self.held_out)
+        # With one token a row there is nothing to attend to but BOS.
+        batches.check_integer("length", self.length, lowest=2)
+        batches.check_integer("batch_size", self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +45,12 @@ class Corpus:
 
     Attributes:
       name: where the text came from.
-      fingerprint: hash of the text and of its split.
+      fingerprint: of the documents on either side, and of nothing else: see `documents`.
       tokenizer: what made the tokens.
-      train, held_out: flat token streams, every document begun by BOS.
-      length, batch_size: of the settings.
+      train, held_out: flat token streams, uint16[n] or uint32[n], every document begun by BOS.
+      length: tokens to predict in a row.
+      batch_size: rows in a batch, over all devices.
+      seed: of the order of the training windows.
     """
 
     name: str
@@ -53,8 +74,8 @@ class Corpus:
         )
 
 
-def load_corpus(settings: DataSettings) -> Corpus:
-    """The corpus that the settings name.
+def load_corpus(settings: DataSettings, seed: int) -> Corpus:
+    """The corpus that the settings name, its training windows in the order of `seed`.
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
@@ -62,16 +83,16 @@ def load_corpus(settings: DataSettings) -> Corpus:
     """
     tokenizer = load_tokenizer(settings.tokenizer)
     tokenizer.required_bos()  # before a large text is read
-    texts = documents.read_documents(settings.path)
-    train, held_out = documents.split(texts, settings.held_out)
+    train, held_out = split(read_documents(settings.path), settings.held_out)
     corpus = Corpus(
-        settings.path,
-        documents.fingerprint(texts),
-        tokenizer,
-        batches.tokenize(train, tokenizer, progress=True),
-        batches.tokenize(held_out, tokenizer),
-        settings.length,
-        settings.batch_size,
+        name=settings.path,
+        fingerprint=fingerprint(train, held_out),
+        tokenizer=tokenizer,
+        train=batches.tokenize(train, tokenizer, progress=True),
+        held_out=batches.tokenize(held_out, tokenizer),
+        length=settings.length,
+        batch_size=settings.batch_size,
+        seed=seed,
     )
     # Both raise where the text is too short, before anything is written.
     corpus.train_batches(seed=0)

@@ -8,8 +8,9 @@ import lzma
 import os
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rope_study.errors import UserError, nearest
 
@@ -18,15 +19,13 @@ MAX_CHARACTERS = 32_768
 
 # What a folder is searched for. A file or glob that the user names may end as it likes.
 TEXT_ENDINGS = ".txt .text .md .rst .tex .html .jsonl .py .c .h .cc .cpp .java .js .go .rs".split()
-OPENERS = {".gz": gzip.open, ".xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 # Parts of the standard library that are tests, tables, other programs, or already in the topics.
 LEFT_OUT = (
     "test tests idlelib lib2to3 encodings distutils ensurepip turtledemo tkinter"
     " pydoc_data __pycache__"
 ).split()
-
-WHERE = "set config.data.path"
 
 
 def read_documents(path: str) -> list[str]:
@@ -47,7 +46,7 @@ def read_documents(path: str) -> list[str]:
     texts = _python_texts() if path == "python" else _file_texts(_find_files(path))
     documents = [piece for text in texts for piece in _cut(text) if piece.strip()]
     if not documents:
-        raise UserError(f"{path!r} holds no text: all of it is empty or whitespace; {WHERE}")
+        raise UserError(f"{path!r} holds no text: all of it is empty or whitespace", "path")
     return documents
 
 
@@ -60,28 +59,38 @@ def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
     Raises:
       UserError: held_out is outside (0, 1), or one side is empty.
     """
-    if not isinstance(held_out, int | float) or not 0 < held_out < 1:
-        raise UserError(
-            f"held_out={held_out!r} must be a fraction between 0 and 1; set config.data.held_out"
-        )
-    train, kept = [], []
+    check_fraction("held_out", held_out)
+    train, evaluation = [], []
     for document in documents:
-        (kept if _hash_fraction(document) < held_out else train).append(document)
-    if not train or not kept:
+        (evaluation if _hash_fraction(document) < held_out else train).append(document)
+    if not train or not evaluation:
         raise UserError(
-            f"held_out={held_out} leaves {len(train)} documents to train on and {len(kept)} held"
-            " out, both need one: change config.data.held_out or give more text in config.data.path"
+            f"held_out={held_out} leaves {len(train)} documents to train on and {len(evaluation)}"
+            " held out, both need one: change held_out or give more text",
+            "held_out",
         )
-    return train, kept
+    return train, evaluation
 
 
-def fingerprint(documents: list[str]) -> str:
-    """16 hexadecimal digits that tell one corpus from another, for results."""
-    digest = hashlib.sha256()
-    for document in documents:
-        # A hash of hashes: where one document ends and the next begins counts too.
-        digest.update(hashlib.sha256(document.encode()).digest())
+def check_fraction(argument: str, value: float) -> None:
+    """UserError if the value of an argument is not in (0, 1)."""
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{argument}={value!r} must be a fraction between 0 and 1", argument)
+
+
+def fingerprint(train: list[str], held_out: list[str]) -> str:
+    """16 hexadecimal digits that tell one split corpus from another.
+
+    They depend on the text of the documents, their order and their sides, not on where they lie.
+    """
+    # A hash of hashes: where one document ends and the next begins counts too.
+    digest = hashlib.sha256(_digest(train) + _digest(held_out))
     return digest.hexdigest()[:16]
+
+
+def _digest(documents: list[str]) -> bytes:
+    digests = (hashlib.sha256(document.encode()).digest() for document in documents)
+    return hashlib.sha256(b"".join(digests)).digest()
 
 
 def _hash_fraction(document: str) -> float:
@@ -99,9 +108,12 @@ def _python_texts() -> Iterator[str]:
     for name in sorted(topics):
         yield topics[name]
     library = Path(sysconfig.get_paths()["stdlib"])
-    for file in sorted(library.rglob("*.py")):
-        if all(_is_package(folder) for folder in file.relative_to(library).parts[:-1]):
-            yield read_text(file)
+    files = []
+    for folder, subfolders, names in os.walk(library):
+        subfolders[:] = filter(_is_package, subfolders)  # site-packages may be large
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    for file in sorted(files):
+        yield read_text(file)
 
 
 def _is_package(folder: str) -> bool:
@@ -117,17 +129,17 @@ def _find_files(path: str) -> list[Path]:
     if os.path.isfile(root):
         return [Path(root)]
     if os.path.isdir(root):
-        files = [file for file in Path(root).rglob("*") if ending(file) in TEXT_ENDINGS]
+        paths = [file for file in Path(root).rglob("*") if ending(file) in TEXT_ENDINGS]
         problem = f"the folder {path!r} has no file that ends in {', '.join(TEXT_ENDINGS)}"
     else:
-        files = map(Path, glob.glob(root, recursive=True))
+        paths = [Path(match) for match in glob.glob(root, recursive=True)]
         problem = (
             f"{path!r} is no file or folder and matches none as a glob.{nearest(path, ['python'])}"
             ' Allowed: "python", a text or JSONL file, a folder, a glob'
         )
-    files = sorted(file for file in files if file.is_file())
+    files = sorted(path for path in paths if path.is_file())
     if not files:
-        raise UserError(f"{problem}; {WHERE}")
+        raise UserError(problem, "path")
     return files
 
 
@@ -146,25 +158,25 @@ def _file_texts(files: Iterable[Path]) -> Iterator[str]:
             yield text
 
 
-def read_text(file: Path, where: str = WHERE) -> str:
-    """The content of a UTF-8 file, compressed or not; `where` ends the message of a UserError."""
+def read_text(file: Path) -> str:
+    """The content of a UTF-8 file, compressed or not; UserError where it cannot be read."""
     try:
         with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
             text = stream.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}; {where}"
+            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}", "path"
         ) from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error}); {where}") from error
+        raise UserError(f"{str(file)!r} cannot be read ({error})", "path") from error
     # As Python's own text mode: a byte order mark and the kind of line ends are not content.
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def jsonl_rows(lines: str, file: Path, where: str = WHERE) -> Iterator[tuple[int, dict]]:
+def jsonl_rows(content: str, file: Path) -> Iterator[tuple[int, dict]]:
     """(line number, object) of each line that is not blank; "text" is a string in all."""
     # Not splitlines(): a JSON string may hold U+2028 and the like.
-    for number, line in enumerate(lines.split("\n"), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -173,7 +185,8 @@ def jsonl_rows(lines: str, file: Path, where: str = WHERE) -> Iterator[tuple[int
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{str(file)!r}, line {number}: not of the form {{"text": "..."}}'
-                f" ({type(error).__name__}: {error}); {where}"
+                f" ({type(error).__name__}: {error})",
+                "path",
             ) from error
         yield number, row
 
@@ -184,9 +197,9 @@ def _cut(text: str) -> Iterator[str]:
     while len(text) - start > MAX_CHARACTERS:
         stop = start + MAX_CHARACTERS
         for boundary in ("\n\n", "\n"):
-            found = text.rfind(boundary, start, stop)
-            if found >= 0:
-                stop = found + len(boundary)
+            at = text.rfind(boundary, start, stop)
+            if at >= 0:
+                stop = at + len(boundary)
                 break
         yield text[start:stop]
         start = stop

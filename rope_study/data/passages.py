@@ -1,22 +1,11 @@
-"""Ten passages and six domains to probe a decoder with; all were written for this project."""
+"""Ten passages and six domains to probe a decoder with; all were written for this project.
+
+Blank lines separate texts. Line ends inside them only keep this file narrow, but for the code.
+"""
 
 # ruff: noqa: RUF001 - Chinese has punctuation of its own.
 
-import re
-
-
-def paragraphs(content: str) -> list[str]:
-    """What blank lines separate; the indentation of a first line (code) is kept."""
-    pieces = re.split(r"\n\s*\n", f"\n\n{content}\n\n")
-    return [piece.rstrip() for piece in pieces if piece.strip()]
-
-
-def _unwrapped(block: str, joint: str = " ") -> tuple[str, ...]:
-    """Paragraphs whose line ends only keep this file narrow."""
-    return tuple(joint.join(text.split("\n")) for text in paragraphs(block))
-
-
-PASSAGES = _unwrapped("""
+PASSAGES = """
 It's the miller's dog that's been at Anna's bread again. Anna didn't see it, but she'd know
 those paws anywhere: they're on the step, they're on the table, and there's one on Anna's
 apron. "We can't keep the window shut," she says. "He's learnt how it's opened, hasn't he?"
@@ -63,11 +52,10 @@ One step down is the kitchen, where it's warm. Two steps down is the cellar, whe
 Three steps down is the tunnel, where it's dark. Four steps down, says Father, there isn't
 anything; but I've counted the steps at night (one, two, three, four, five), and on the fifth
 it's warm again.
-""")
+"""
 
 
-DOMAINS: dict[str, tuple[str, ...]] = {
-    "prose": _unwrapped("""
+PROSE = """
 The beekeeper's hut stood at the end of a lane that nobody mended. In summer the nettles
 closed over it, and one found the door by the sound of the hives. In winter there was no
 sound at all, and the postman left the letters under a stone.
@@ -79,8 +67,9 @@ corner without knowing why, as people walk around someone who is asleep.
 The bridge was closed for a year, and the two halves of the town forgot each other. Bread
 was baked twice, quarrels were held twice, and there were two mayors. On the morning it was
 opened again, both of them brought scissors.
-"""),
-    "italian": _unwrapped("""
+"""
+
+ITALIAN = """
 Il treno delle sette era in ritardo e la stazione odorava di pioggia. Un ragazzo con un
 violino contava le monete sul palmo della mano. Quando la locomotiva entrò sotto la tettoia,
 nessuno si mosse: aspettavano tutti qualcun altro.
@@ -92,8 +81,9 @@ hanno bisogno d'aria.
 Per fare il pane ci vogliono farina, acqua, sale e pazienza. L'impasto deve riposare tutta
 la notte. Se la mattina è raddoppiato, si accende il forno; se non lo è, si aspetta ancora
 un'ora e si beve un altro caffè.
-"""),
-    "german": _unwrapped("""
+"""
+
+GERMAN = """
 Die Uhr am Rathaus ging seit dem Sommer falsch, aber niemand beschwerte sich. Man hatte sich
 daran gewöhnt, zehn Minuten abzuziehen. Als der Uhrmacher sie endlich richtig stellte, kamen
 am nächsten Morgen alle Kinder zu spät zur Schule.
@@ -105,9 +95,9 @@ sagte er, darf man ihm trauen.
 Für die Reise brauchte sie nur wenig: einen Mantel, zwei Bücher, ein Messer und die Adresse
 einer Freundin in Bremen. Den Schlüssel legte sie unter den Blumentopf. Sie wusste nicht, ob
 sie zurückkommen würde, und es störte sie nicht.
-"""),
-    "chinese": _unwrapped(
-        """
+"""
+
+CHINESE = """
 老钟表匠的店在巷子最里面。墙上挂着三十多只钟，每一只走得都不一样快。
 有人问他现在几点，他总是先听一听，然后笑着说：“快到吃饭的时候了。”
 
@@ -116,11 +106,10 @@ sie zurückkommen würde, und es störte sie nicht.
 
 渡船每天只开两次，早上一次，傍晚一次。船夫不爱说话，只收两块钱。
 有一天下大雨，岸边只有我一个人，他还是按时开了船，说：“说好的时间，不能改。”
-""",
-        joint="",
-    ),
-    "code": (
-        '''\
+"""
+
+CODE = (
+    '''\
 def shared_prefix(words):
     """The longest beginning that all words have in common."""
     if not words:
@@ -131,7 +120,7 @@ def shared_prefix(words):
             return first[:i]
     return first
 ''',
-        """\
+    """\
 class Account:
     def __init__(self, owner, balance=0):
         self.owner = owner
@@ -143,7 +132,7 @@ class Account:
         self.balance -= amount
         return self.balance
 """,
-        """\
+    """\
 from collections import deque
 
 def distances(graph, start):
@@ -157,8 +146,9 @@ def distances(graph, start):
                 waiting.append(neighbour)
     return found
 """,
-    ),
-    "arithmetic": _unwrapped("""
+)
+
+ARITHMETIC = """
 17 + 25 = 42. 42 + 25 = 67. 67 + 25 = 92. 92 - 17 = 75. 75 / 3 = 25. 25 * 4 = 100.
 100 - 42 = 58. 58 + 67 = 125. 125 / 5 = 25. 25 - 17 = 8.
 
@@ -167,5 +157,4 @@ def distances(graph, start):
 
 (3 + 4) * 5 = 35; 3 + (4 * 5) = 23; (3 * 4) + 5 = 17; 3 * (4 + 5) = 27.
 (8 - 2) * 6 = 36; 8 - (2 * 6) = -4; (8 * 2) - 6 = 10; 8 * (2 - 6) = -32.
-"""),
-}
+"""

@@ -7,14 +7,35 @@ comparison of prose, other languages, code and arithmetic (Fig. 19).
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rope_study.data import documents
-from rope_study.data.passages import DOMAINS, PASSAGES, paragraphs
+from rope_study.data import documents, passages
 from rope_study.errors import UserError, nearest
 
-WHERE = 'texts are "default", "domains", a UTF-8 text or JSONL file, or a list of strings'
+ALLOWED = 'texts are "default", "domains", a UTF-8 text or JSONL file, or a list of strings'
+
+
+def paragraphs(content: str) -> list[str]:
+    """What blank lines separate; the indentation of a first line (code) is kept."""
+    pieces = re.split(r"\n\s*\n", f"\n\n{content}\n\n")
+    return [piece.rstrip() for piece in pieces if piece.strip()]
+
+
+def _unwrapped(block: str, joint: str = " ") -> tuple[str, ...]:
+    return tuple(joint.join(text.split("\n")) for text in paragraphs(block))
+
+
+PASSAGES = _unwrapped(passages.PASSAGES)
+DOMAINS: dict[str, tuple[str, ...]] = {
+    "prose": _unwrapped(passages.PROSE),
+    "italian": _unwrapped(passages.ITALIAN),
+    "german": _unwrapped(passages.GERMAN),
+    "chinese": _unwrapped(passages.CHINESE, joint=""),
+    "code": passages.CODE,
+    "arithmetic": _unwrapped(passages.ARITHMETIC),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,36 +64,36 @@ def load_texts(source: str | os.PathLike | Sequence[str] | None = None) -> list[
       UserError: no such file, not UTF-8, a wrong line of JSONL, a blank text or none at all, or
         one string in place of a list.
     """
-    if source is None:
-        source = "default"
-    if isinstance(source, str | os.PathLike):
-        texts = _named_texts(source)
-    elif isinstance(source, list | tuple):
-        texts = list(_list_texts(source))
-    else:
-        raise UserError(f"texts={_short(source)} is of type {type(source).__name__}; {WHERE}")
-    if not texts:
-        raise UserError(f"texts={_short(source)} holds no text; {WHERE}")
+    try:
+        texts = list(_read(source))
+        if not texts:
+            raise UserError(f"texts={_short(source)} holds no text")
+    except UserError as error:
+        raise UserError(f"{error}; {ALLOWED}", "texts") from error
     return texts
 
 
-def _named_texts(source: str | os.PathLike) -> list[Text]:
-    if source == "default":
+def _read(source: str | os.PathLike | Sequence[str] | None) -> Iterable[Text]:
+    if isinstance(source, list | tuple):
+        return _list_texts(source)
+    if not isinstance(source, str | os.PathLike | None):
+        raise UserError(f"texts={_short(source)} is of type {type(source).__name__}")
+    if source is None or source == "default":
         return [Text(text) for text in PASSAGES]
     if source == "domains":
         return [Text(text, label) for label, texts in DOMAINS.items() for text in texts]
-    return list(_file_texts(_existing_file(os.fspath(source))))
+    return _file_texts(_existing_file(os.fspath(source)))
 
 
 def _list_texts(items: Sequence[str]) -> Iterable[Text]:
     for i, item in enumerate(items):
         if not isinstance(item, str):
-            raise UserError(f"texts[{i}]={_short(item)} is not a string; {WHERE}")
+            raise UserError(f"texts[{i}]={_short(item)} is not a string")
         _refuse_blank(item, f"texts[{i}]")
         try:
             item.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"texts[{i}] is not valid Unicode ({error}); {WHERE}") from error
+            raise UserError(f"texts[{i}] is not valid Unicode ({error})") from error
         yield Text(item)
 
 
@@ -83,15 +104,15 @@ def _existing_file(name: str) -> Path:
         kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
         raise UserError(
             f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])} If it is a"
-            f" text itself, give a list with it: [text]; {WHERE}"
+            " text itself, give a list with it: [text]"
         )
     return Path(path)
 
 
 def _file_texts(file: Path) -> Iterable[Text]:
-    content = documents.read_text(file, WHERE)
+    content = documents.read_text(file)
     if documents.ending(file) == ".jsonl":
-        for number, row in documents.jsonl_rows(content, file, WHERE):
+        for number, row in documents.jsonl_rows(content, file):
             place = f"{str(file)!r}, line {number}"
             _refuse_blank(row["text"], place)
             yield Text(row["text"], _checked_label(row.get("label"), place))
@@ -100,26 +121,23 @@ def _file_texts(file: Path) -> Iterable[Text]:
 
 
 def _checked_label(label: object, place: str) -> str | None:
+    if label is None:
+        return None
     try:
-        if label is not None:
-            label.encode()  # no string, or a lone surrogate that no figure could draw
-    except (AttributeError, UnicodeEncodeError) as error:
-        raise UserError(f"{place}: label {_short(label)} is not a string; {WHERE}") from error
-    return label
+        if isinstance(label, str):
+            label.encode()  # no figure could draw a lone surrogate
+            return label
+    except UnicodeEncodeError:
+        pass
+    raise UserError(f"{place}: label {_short(label)} is not a string")
 
 
 def _refuse_blank(text: str, place: str) -> None:
     # Not dropped: the statistics of the others would move to other rows than the user's.
     if not text.strip():
-        raise UserError(f"{place}: the text is empty or only whitespace; {WHERE}")
+        raise UserError(f"{place}: the text is empty or only whitespace")
 
 
 def _short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 200 else f"{shown[:197]}..."
-
-
-# --- the passages -----------------------------------------------------------------------------
-
-
-# --- the domains ------------------------------------------------------------------------------

@@ -1,23 +1,23 @@
 """What every tokenizer offers: text to ids and back, batches that begin with BOS, labels."""
 
 import abc
+import hashlib
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from rope_study.errors import UserError
-
-WHERE = "set config.data.tokenizer"
 
 
 class Tokenizer(abc.ABC):
     """Text to ids and back.
 
     Attributes:
-      name: as config.data.tokenizer spells it: "bytes", or the path of a file.
+      name: what `load_tokenizer` takes: "bytes", or the path of a file.
       bos: the id that begins every text; None for a model that was trained without one.
       vocab_size: ids are 0..vocab_size-1.
     """
@@ -28,8 +28,13 @@ class Tokenizer(abc.ABC):
 
     @property
     def pad(self) -> int:
-        """What `encode_batch` fills rows up with, at weight 0."""
-        return self.bos
+        """What `encode_batch` fills rows up with, at weight 0: BOS, or 0 without one."""
+        return 0 if self.bos is None else self.bos
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of what the tokenizer does, wherever its file lies."""
 
     @property
     def fingerprint(self) -> str:
@@ -75,16 +80,17 @@ class Tokenizer(abc.ABC):
           UserError: no texts, one string in place of a list, length below 1, or not one token.
         """
         if isinstance(texts, str) or not len(texts):
-            raise UserError(f"texts={texts!r} must be a list with at least one text")
+            raise UserError(f"texts={texts!r} must be a list with at least one text", "texts")
         if length is not None and length < 1:
-            raise UserError(f"length={length} must be at least 1, the BOS; set config.data.length")
+            raise UserError(f"length={length} must be at least 1, the BOS", "length")
         start = [] if self.bos is None else [self.bos]
         rows = [[*start, *self.encode(text)][:length] for text in texts]
         shape = len(rows), max(len(row) for row in rows)
         if not shape[1]:
             raise UserError(
                 f"texts={texts!r} have no tokens, and tokenizer {self.name!r} has no BOS that"
-                " would begin them: give one that is not empty"
+                " would begin them: give one that is not empty",
+                "texts",
             )
         tokens = np.full(shape, self.pad, np.int32)
         weights = np.zeros(shape, np.float32)
@@ -100,13 +106,14 @@ class Tokenizer(abc.ABC):
         return self.bos
 
     def _known(self, ids: Sequence[int]) -> list[int]:
-        ids = np.asarray(ids, np.int64).tolist()
-        for i in ids:
+        known = np.asarray(ids, np.int64).tolist()
+        for i in known:
             if not 0 <= i < self.vocab_size:
                 raise UserError(
-                    f"id {i} is not in tokenizer {self.name!r}, 0..{self.vocab_size - 1}; {WHERE}"
+                    f"id {i} is not in tokenizer {self.name!r}, 0..{self.vocab_size - 1}",
+                    "tokenizer",
                 )
-        return ids
+        return known
 
     @abc.abstractmethod
     def _text(self, ids: list[int]) -> str: ...
@@ -115,29 +122,45 @@ class Tokenizer(abc.ABC):
     def _piece(self, i: int) -> str: ...
 
 
+class FileTokenizer(Tokenizer):
+    """A tokenizer that one file defines.
+
+    Attributes:
+      file_name: of its copy in a run's folder.
+    """
+
+    file_name: ClassVar[str]
+
+    def __init__(self, path: str | os.PathLike):
+        """Finds the file, ~ expanded; UserError if there is none."""
+        self.name = str(path)
+        self._file = Path(os.path.expanduser(self.name))
+        if not self._file.is_file():
+            raise UserError(f"tokenizer {self.name!r} is not a file", "tokenizer")
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content of the file, and BOS: for some kinds it comes from elsewhere."""
+        digest = hashlib.sha256(self._file.read_bytes())
+        digest.update(f"bos={self.bos}".encode())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: Path) -> str:
+        """Copies the file into a folder as `file_name`."""
+        target = folder / self.file_name
+        # A run that goes on may be given the copy in its own folder.
+        if not (target.exists() and target.samefile(self._file)):
+            shutil.copyfile(self._file, target)
+        return self.file_name
+
+
 def no_bos(tokenizer: str) -> UserError:
     """The error of a tokenizer, named as its first words, without BOS where one is needed."""
     return UserError(
         f"{tokenizer} has no BOS id: every window starts with BOS, as in training, and"
-        f" Gemma gives garbage without it; {WHERE} to a model that has one"
+        " Gemma gives garbage without it; give the tokenizer of a model that has one",
+        "tokenizer",
     )
-
-
-def existing_file(name: str) -> Path:
-    """The file of that name, ~ expanded; UserError if there is none."""
-    file = Path(os.path.expanduser(name))
-    if not file.is_file():
-        raise UserError(f"tokenizer {name!r} is not a file; {WHERE}")
-    return file
-
-
-def copy_file(file: Path, folder: Path, name: str) -> str:
-    """Copies a file into a folder under another name, which it returns."""
-    target = folder / name
-    # A run that goes on may be given the copy in its own folder.
-    if not (target.exists() and target.samefile(file)):
-        shutil.copyfile(file, target)
-    return name
 
 
 def label(text: str) -> str:

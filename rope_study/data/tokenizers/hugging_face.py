@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from rope_study.data.tokenizers.base import WHERE, Tokenizer, copy_file, existing_file, label
+from rope_study.data.tokenizers.base import FileTokenizer, label
 from rope_study.errors import UserError
 
 SETTINGS_FILE = "tokenizer_config.json"
@@ -18,11 +18,13 @@ GEMMA_BOS = "<bos>"
 KNOWN_BOS = (GEMMA_BOS, "<s>", "<|begin_of_text|>", "<|endoftext|>")
 
 
-class HuggingFaceTokenizer(Tokenizer):
+class HuggingFaceTokenizer(FileTokenizer):
     """A tokenizer.json, and what the files beside it say of its special tokens.
 
     As in Transformers, a special token that is written out in a text becomes that token.
     """
+
+    file_name = "tokenizer.json"
 
     def __init__(self, path: str | os.PathLike):
         """Loads the file.
@@ -35,8 +37,7 @@ class HuggingFaceTokenizer(Tokenizer):
           UserError: a file is missing or corrupt, BOS is not in the vocabulary, or it is a Gemma
             tokenizer without BOS.
         """
-        self.name = str(path)
-        self._file = existing_file(self.name)
+        super().__init__(path)
         self._tokenizer = _load(self._file, self.name)
         self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self._settings = _read_object(self._file.with_name(SETTINGS_FILE))
@@ -50,8 +51,11 @@ class HuggingFaceTokenizer(Tokenizer):
         """BOS; for a model without one its pad_token, its eos_token, or 0."""
         if self.bos is not None:
             return self.bos
-        names = [_content(self._settings.get(field)) for field in ("pad_token", "eos_token")]
-        return next((self._vocabulary[name] for name in names if name in self._vocabulary), 0)
+        for field in ("pad_token", "eos_token"):
+            token = _content(self._settings.get(field))
+            if token in self._vocabulary:
+                return self._vocabulary[token]
+        return 0
 
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""
@@ -62,7 +66,7 @@ class HuggingFaceTokenizer(Tokenizer):
         bos = None if self.bos is None else self._tokenizer.id_to_token(self.bos)
         settings = json.dumps(self._settings | {"bos_token": bos}, indent=1)
         (folder / SETTINGS_FILE).write_text(settings + "\n")
-        return copy_file(self._file, folder, "tokenizer.json")
+        return super().save(folder)
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -91,15 +95,16 @@ class HuggingFaceTokenizer(Tokenizer):
         return bos
 
     def _named_bos(self) -> int | None:
-        token = self._settings.get("bos_token")
-        if token is None:
+        setting = self._settings.get("bos_token")
+        if setting is None:
             return None
-        if _content(token) not in self._vocabulary:
+        token = _content(setting)
+        if token not in self._vocabulary:
             raise UserError(
-                f"bos_token={token!r} of {self._file.with_name(SETTINGS_FILE)} is not in the"
+                f"bos_token={setting!r} of {self._file.with_name(SETTINGS_FILE)} is not in the"
                 f" vocabulary of tokenizer {self.name!r}; set it to a token that is, or to null"
             )
-        return self._vocabulary[_content(token)]
+        return self._vocabulary[token]
 
     def _numbered_bos(self, model: dict, file: Path) -> int | None:
         number = model.get("bos_token_id")
@@ -122,7 +127,7 @@ def _load(file: Path, name: str) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise UserError(
-            f"tokenizer {name!r} is not a tokenizer.json of Hugging Face ({error}); {WHERE}"
+            f"tokenizer {name!r} is not a tokenizer.json of Hugging Face ({error})", "tokenizer"
         ) from error
     # The file may ask for both, for batches of its own model.
     tokenizer.no_truncation()

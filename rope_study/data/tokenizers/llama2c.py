@@ -5,12 +5,11 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from rope_study.data.tokenizers.base import WHERE, Tokenizer, copy_file, existing_file, label
+from rope_study.data.tokenizers.base import FileTokenizer, label
 from rope_study.errors import UserError
 
 # Ids 0, 1 and 2 are <unk>, <s> and </s>; then come the 256 bytes, then pieces of text.
@@ -19,23 +18,23 @@ FIRST_BYTE = 3
 FIRST_PIECE = FIRST_BYTE + 256
 
 
-class Llama2cTokenizer(Tokenizer):
+class Llama2cTokenizer(FileTokenizer):
     """A tokenizer.bin of llama2.c, such as tok512.bin of its TinyStories models."""
 
+    file_name = "tokenizer.bin"
     bos = BOS
 
     def __init__(self, path: str | os.PathLike):
         """Loads the file; UserError if it is missing, cut off or something else."""
-        self.name = str(path)
-        self._file = existing_file(self.name)
+        super().__init__(path)
         try:
             with self._file.open("rb") as stream:
                 entries = list(_read_entries(stream))
             _check_bytes([piece for _, piece in entries])
         except ValueError as error:
             raise UserError(
-                f"tokenizer {self.name!r} is cut off or no tokenizer.bin of llama2.c ({error});"
-                f" {WHERE}"
+                f"tokenizer {self.name!r} is cut off or no tokenizer.bin of llama2.c ({error})",
+                "tokenizer",
             ) from error
         self.vocab_size = len(entries)
         self._pieces = [piece for _, piece in entries]
@@ -58,17 +57,13 @@ class Llama2cTokenizer(Tokenizer):
         Raises:
           UserError: an id is outside the vocabulary.
         """
-        texts = [[]]
+        documents: list[list[int]] = [[]]
         for i in self._known(ids):
             if i == BOS:
-                texts.append([])
+                documents.append([])
             else:
-                texts[-1].append(i)
-        return "".join(self._text(text) for text in texts)
-
-    def save(self, folder: Path) -> str:
-        """Copies the file into a folder as tokenizer.bin."""
-        return copy_file(self._file, folder, "tokenizer.bin")
+                documents[-1].append(i)
+        return "".join(map(self._text, documents))
 
     def _text(self, ids: list[int]) -> str:
         raw = b"".join(self._raw(i) for i in ids)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from rope_study.data.tokenizers.base import WHERE, Tokenizer
+from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
 from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
@@ -13,7 +13,7 @@ from rope_study.errors import UserError, nearest
 # What a folder is searched for, in this order.
 IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin")
 
-
+# By the ending of the file.
 KINDS = {
     ".model": SentencePieceTokenizer,
     ".json": HuggingFaceTokenizer,
@@ -22,7 +22,7 @@ KINDS = {
 
 
 def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
-    """The tokenizer that config.data.tokenizer names.
+    """The tokenizer of that name.
 
     Args:
       spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json) or of
@@ -41,7 +41,8 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
             f"unknown tokenizer {spec!r}.{nearest(str(spec), ['bytes'])}"
             f' Allowed: "bytes", the path of a SentencePiece model ending in .model, of a'
             f" tokenizer.json ending in .json or of a llama2.c tokenizer ending in .bin, or a"
-            f" folder that holds one; {WHERE}"
+            f" folder that holds one",
+            "tokenizer",
         )
     return KINDS[path.suffix](spec)
 
@@ -51,9 +52,11 @@ def _find_in(folder: Path) -> Path:
         files = sorted(folder.glob(pattern))
         if len(files) > 1:
             names = ", ".join(file.name for file in files)
-            raise UserError(f"tokenizer folder {str(folder)!r} holds {names}: {WHERE} to one")
+            raise UserError(
+                f"tokenizer folder {str(folder)!r} holds {names}: name one", "tokenizer"
+            )
         if files:
             return files[0]
     raise UserError(
-        f"tokenizer folder {str(folder)!r} holds none of {', '.join(IN_FOLDER)}; {WHERE}"
+        f"tokenizer folder {str(folder)!r} holds none of {', '.join(IN_FOLDER)}", "tokenizer"
     )

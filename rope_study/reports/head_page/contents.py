@@ -48,13 +48,13 @@ def contents(
     return {
         "kinds": [str(kind) for kind in named["kind"].values],
         "first": _first(name, score),
-        "name": [[str(one) for one in row[:n]] for row, n in zip(name, heads, strict=True)],
+        "name": [[str(kind) for kind in row[:n]] for row, n in zip(name, heads, strict=True)],
         "score": _trim(score, heads),
         "scores": _trim(scores, heads),
         "q": _trim(q, heads, pairs),
         "k": _trim(k, kv_heads, pairs),
         "frequencies": _trim(frequencies, pairs),
-        "texts": [_text(one, i, sizes, heads) for i, one in enumerate(maps)],
+        "texts": [_text(weights, i, sizes, heads) for i, weights in enumerate(maps)],
     }
 
 
@@ -68,25 +68,25 @@ def _read(data: xarray.Dataset, name: str, dims: tuple[str, ...], source: str) -
 def _ordered(array: xarray.DataArray, dims: tuple[str, ...], what: str) -> np.ndarray:
     """Values in the order of `dims`; the page numbers layers and heads, so all must be there."""
     if set(array.dims) != set(dims):
-        found, expected = ", ".join(map(str, array.dims)), ", ".join(dims)
-        raise UserError(f"{what} has the axes [{found}], expected [{expected}]")
+        axes, expected = ", ".join(map(str, array.dims)), ", ".join(dims)
+        raise UserError(f"{what} has the axes [{axes}], expected [{expected}]")
     for axis in ("layer", "head", "kv_head", "pair"):
         if axis in array.coords and not np.array_equal(array[axis], range(array.sizes[axis])):
             raise UserError(f"{what}: its {axis}s are not 0, 1, 2, ...; give all of them")
     return array.transpose(*dims).values
 
 
-def _check_sizes(what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
+def _check_sizes(what: str, sizes: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if sizes != expected:
         raise UserError(
-            f"{what} has {found[0]} layers x {found[1]} heads and usage.q {expected[0]} x"
+            f"{what} has {sizes[0]} layers x {sizes[1]} heads and usage.q {expected[0]} x"
             f" {expected[1]}; give data of one model"
         )
 
 
 def _present(x: np.ndarray) -> list[int]:
     """How many there are along axis 1 in each layer: what is beyond is NaN."""
-    known = ~np.isnan(x).all(axis=2)
+    known = np.logical_not(np.isnan(x).all(axis=2))
     return [int(np.max(np.flatnonzero(row), initial=-1)) + 1 for row in known]
 
 
@@ -101,8 +101,8 @@ def _first(name: np.ndarray, score: np.ndarray) -> dict[str, int]:
 def _trim(x: np.ndarray, *counts: list[int]) -> list:
     """Nested lists of numbers; layer l keeps counts[i][l] along axis i + 1."""
     return [
-        _numbers(layer[tuple(slice(count) for count in of_layer)])
-        for layer, *of_layer in zip(x, *counts, strict=True)
+        _numbers(values[tuple(slice(count) for count in layer_counts)])
+        for values, *layer_counts in zip(x, *counts, strict=True)
     ]
 
 

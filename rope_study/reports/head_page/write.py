@@ -1,20 +1,17 @@
 """Puts the page together: template, style, scripts and data in one HTML file."""
 
-import base64
-import hashlib
-import html
 import json
 import os
-import string
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 
 import xarray
 
 from rope_study.files import write_atomically
+from rope_study.reports import html
 from rope_study.reports.head_page.contents import contents
 
+PACKAGE = "rope_study.reports.head_page"
 # One script, in this order.
 SCRIPTS = ("failure.js", "state.js", "overview.js", "norms.js", "attention.js", "start.js")
 
@@ -47,36 +44,17 @@ def write_page(
     Raises:
       UserError: they do not fit each other, or a weight is none.
     """
-    data = contents(usage, named, maps)
-    style, script = _read("style.css"), "".join(_read(name) for name in SCRIPTS)
-    page = string.Template(_read("template.html")).substitute(
+    body = html.fill(
+        html.read("template.html", PACKAGE),
         title=html.escape(title),
-        facts="\n".join(_fact(label, value) for label, value in facts.items()),
-        style=style,
-        style_hash=_hash(style),
-        script=script,
-        script_hash=_hash(script),
-        data=_as_json(data),
+        facts=html.facts(facts),
+        data=_as_json(contents(usage, named, maps)),
     )
-    write_atomically(Path(path), page)
-
-
-def _read(name: str) -> str:
-    return resources.files("rope_study.page").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """What the page's policy knows its own script by: any other does not run."""
-    digest = hashlib.sha256(text.encode("utf-8")).digest()
-    return "sha256-" + base64.b64encode(digest).decode("ascii")
+    script = "".join(html.read(name, PACKAGE) for name in SCRIPTS)
+    write_atomically(Path(path), html.page(title, body, html.read("style.css", PACKAGE), script))
 
 
 def _as_json(data: dict) -> str:
     """JSON that cannot end the element it stands in, whatever the labels of tokens are."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
-
-
-def _fact(label: str, value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
-    return f"<div><dt>{html.escape(str(label))}</dt><dd>{html.escape(text)}</dd></div>"
