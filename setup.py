@@ -2,16 +2,22 @@
 
 from setuptools import find_packages, setup
 
+# The only place with the address: badges and install cells are written from it (make notebooks).
+REPOSITORY = "https://github.com/rope-study/rope_study"
+
 setup(
     name="rope_study",
     version="0.1.0",
+    url=REPOSITORY,
     description="What the rotary frequencies of a decoder do: train, probe and compare them.",
     license="Apache-2.0",
     packages=find_packages(include=["rope_study", "rope_study.*"]),
     package_data={
+        "rope_study": ["py.typed"],
         "rope_study.reports": ["*.html", "*.css"],
         "rope_study.reports.head_page": ["*.html", "*.css", "*.js"],
     },
+    entry_points={"console_scripts": ["rope-study = rope_study.command:main"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
@@ -43,6 +49,7 @@ setup(
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",
             "playwright>=1.65,<2",
+            "pyright==1.1.414",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",

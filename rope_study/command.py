@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def run_config(
-    run: Callable[[Resolved], Any], resolve: Callable[[ConfigDict], Resolved], about: str
+    run: Callable[[Resolved], Any], resolve: Callable[[Any], Resolved], about: str | None
 ) -> None:
     """Parses --config, resolves it and calls run; does not return.
 
@@ -54,19 +54,22 @@ def run_config(
         lock_config=True,
     )
 
-    def start() -> Any:
+    def prepare() -> ConfigDict:
         if config.value is None:
             raise UserError("no configuration: give one, as in --config=configs/quickstart.py")
+        return config.value.copy_and_resolve_references()  # raises what loading the file raised
+
+    def start() -> Any:
         return run(resolve(config.value))
 
-    _run(start, lambda argument: _config_setting(config.value, argument), about)
+    _run(start, prepare, lambda argument: _config_setting(config.value, argument), about)
 
 
-def run_flags(run: Callable[[], Any], define_flags: Callable[[], None], about: str) -> None:
+def run_flags(run: Callable[[], Any], define_flags: Callable[[], None], about: str | None) -> None:
     """Parses the flags that the command defines and calls run(); does not return."""
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     define_flags()
-    _run(run, lambda name: f"--{name}" if name in flags.FLAGS else None, about)
+    _run(run, lambda: None, lambda name: f"--{name}" if name in flags.FLAGS else None, about)
 
 
 def define_model_flags() -> None:
@@ -102,7 +105,14 @@ def check_new_folder(path: str | None, argument: str) -> Path:
     return folder
 
 
-def _run(run: Callable[[], Any], setting: Callable[[str], str | None], about: str) -> None:
+def _run(
+    run: Callable[[], Any],
+    prepare: Callable[[], Any],
+    setting: Callable[[str], str | None],
+    about: str | None,
+) -> None:
+    """Parses the flags, prepares and runs; `setting` says where an argument is set."""
+
     def start(_: Sequence[str]) -> None:
         try:
             sharding.start()
@@ -111,18 +121,19 @@ def _run(run: Callable[[], Any], setting: Callable[[str], str | None], about: st
             _fail(error, setting)
 
     sys.modules["__main__"].__doc__ = about  # what --help begins with
-    app.run(start, flags_parser=lambda argv: _parse(argv, setting))
+    app.run(start, flags_parser=lambda argv: _parse(argv, prepare))
 
 
-def _parse(argv: Sequence[str], setting: Callable[[str], str | None]) -> Sequence[str]:
+def _parse(argv: Sequence[str], prepare: Callable[[], Any]) -> Sequence[str]:
     try:
         rest = flags.FLAGS(list(argv))
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; settings start with --")
+        prepare()
     # A config file is Python, and ml_collections passes on what it raises for unknown fields,
     # wrong types and missing files.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(error, setting)
+        _fail(error, lambda _: None)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
     return rest
@@ -139,9 +150,9 @@ def _fail(error: Exception, setting: Callable[[str], str | None]) -> None:
     sys.exit(2)
 
 
-def _config_setting(config: ConfigDict | None, argument: str) -> str | None:
+def _config_setting(config: ConfigDict, argument: str) -> str | None:
     """Where a configuration holds an argument: "length" is config.data.length."""
-    paths = [] if config is None else [p for p in _paths(config) if f".{p}".endswith(f".{argument}")]
+    paths = [path for path in _paths(config) if f".{path}".endswith(f".{argument}")]
     return " or ".join(f"config.{path}" for path in paths) or None
 
 

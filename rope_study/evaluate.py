@@ -27,7 +27,8 @@ def run() -> None:
     f = flags.FLAGS
     documents = data.read_documents(f.text)
     decoder, params, tokenizer = command.load_model()
-    rows = len(decoder.layout.fill(f.batch_size))
+    layout = decoder.layout or sharding.one_device()
+    rows = len(layout.fill(f.batch_size))
     tokens = data.tokenize(documents, tokenizer, progress=sharding.is_main_process())
     batches = data.held_out_batches(tokens, f.length, rows, tokenizer.bos, f.windows or None)
     result = evaluate(decoder, params, batches)

@@ -20,13 +20,27 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 
 class Shapes(Protocol):
-    """What a component may know of the decoder that holds it; DecoderConfig is one."""
+    """What a component may know of its decoder; DecoderConfig is one."""
 
-    d_model: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    norm_offset: float
+    @property
+    def d_model(self) -> int:
+        """See DecoderConfig."""
+        ...
+
+    @property
+    def heads(self) -> int:
+        """See DecoderConfig."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """See DecoderConfig."""
+        ...
+
+    @property
+    def norm_offset(self) -> float:
+        """See DecoderConfig."""
+        ...
 
 
 class Component:

@@ -6,14 +6,22 @@ import sys
 import pytest
 from absl import flags
 
+from rope_study import command  # noqa: F401, absl's own flags come with it
+
 BEFORE = set(flags.FLAGS)
+
+
+def forget_flags() -> None:
+    """Takes back what the command before defined; what libraries defined stays."""
+    for name in set(flags.FLAGS) - BEFORE:
+        if not name.startswith("grain"):
+            delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
 
 
 def run_command(main, *arguments) -> int:
     """The exit status of a command's `main` with these arguments."""
-    for name in set(flags.FLAGS) - BEFORE:  # of the command before
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+    forget_flags()
     main_module, argv = sys.modules["__main__"], sys.argv
     documentation, sys.argv = main_module.__doc__, [main.__module__, *map(str, arguments)]
     try:

@@ -305,19 +305,19 @@ def write_corpus(folder):
     return write(folder / "text.jsonl", jsonl(*(f"document number {i}" for i in range(40))))
 
 
-def load_corpus(path, seed=0, **changes):
-    return data.load_corpus(data.DataSettings(**SETTINGS | {"path": path} | changes), seed)
+def load_corpus(path, **changes):
+    return data.load_corpus(data.DataSettings(**SETTINGS | {"path": path} | changes))
 
 
 def test_corpus_is_both_sides_in_tokens(tmp_path):
     path = write_corpus(tmp_path)
-    corpus = load_corpus(path, seed=3)
+    corpus = load_corpus(path)
     train, held_out = data.split(data.read_documents(path), 0.2)
     np.testing.assert_array_equal(corpus.train, data.tokenize(train, corpus.tokenizer))
     np.testing.assert_array_equal(corpus.held_out, data.tokenize(held_out, corpus.tokenizer))
     assert corpus.fingerprint == data.fingerprint(train, held_out)
     expected = data.TrainBatches(corpus.train, 8, 4, 3, BOS).batch(5)
-    np.testing.assert_array_equal(corpus.train_batches().batch(5), expected)
+    np.testing.assert_array_equal(corpus.train_batches(3).batch(5), expected)
     weights = [weights for _, weights in corpus.held_out_batches(0)]
     assert np.sum(weights) == len(corpus.held_out) // 8, "0 windows are all"
     assert np.sum([weights for _, weights in corpus.held_out_batches(5)]) == 5
@@ -347,4 +347,4 @@ def test_corpus_refuses_before_anything_is_written(tmp_path):
     path = write_corpus(tmp_path)
     refuse("path", "one batch needs 4000", load_corpus, path, batch_size=500)
     refuse("held_out", "one window needs 300", load_corpus, path, length=300, batch_size=1)
-    refuse("seed", "seed=-1", load_corpus, path, seed=-1)
+    refuse("seed", "seed=-1", load_corpus(path).train_batches, -1)

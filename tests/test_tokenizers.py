@@ -371,7 +371,7 @@ def test_training_needs_bos(tmp_path):
     )
     stream = np.zeros(100, np.uint16)
     for start in (
-        lambda: data.load_corpus(settings, seed=0),
+        lambda: data.load_corpus(settings),
         lambda: data.tokenize(["a"], tokenizer),
         lambda: data.TrainBatches(stream, 10, 2, 0, tokenizer.bos),
         lambda: data.held_out_batches(stream, 10, 2, tokenizer.bos),

@@ -50,7 +50,6 @@ class Corpus:
       train, held_out: flat token streams, uint16[n] or uint32[n], every document begun by BOS.
       length: tokens to predict in a row.
       batch_size: rows in a batch, over all devices.
-      seed: of the order of the training windows.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Corpus:
     batch_size: int
 
     def train_batches(self, seed: int) -> batches.TrainBatches:
-        """A batch for every step."""
+        """A batch for every step, in the order that the seed gives."""
         return batches.TrainBatches(
             self.train, self.length, self.batch_size, seed, self.tokenizer.bos
         )
@@ -74,8 +73,8 @@ class Corpus:
         )
 
 
-def load_corpus(settings: DataSettings, seed: int) -> Corpus:
-    """The corpus that the settings name, its training windows in the order of `seed`.
+def load_corpus(settings: DataSettings) -> Corpus:
+    """The corpus that the settings name.
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
@@ -92,7 +91,6 @@ def load_corpus(settings: DataSettings, seed: int) -> Corpus:
         held_out=batches.tokenize(held_out, tokenizer),
         length=settings.length,
         batch_size=settings.batch_size,
-        seed=seed,
     )
     # Both raise where the text is too short, before anything is written.
     corpus.train_batches(seed=0)

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec
@@ -187,15 +188,16 @@ class Decoder(nn.Module):
         ):
             places = jnp.arange(T) if rows is None else rows
             counts = keys_read(places, spec.window, spec.chunk)
-            activations = {"tokens": tokens, "key_counts": counts}
+            activations: dict[str, Any] = {"tokens": tokens, "key_counts": counts}
             measured = {}
 
             def measure(probes: list[Probe]) -> dict[str, Any]:
                 return {probe.name: probe.measure(activations, weights) for probe in probes}
 
             def hook(name: str, value: Any) -> Any:
-                edited = edit is not None and not callable(value)
-                activations[name] = edit(name, index, value) if edited else value
+                if edit is not None and not callable(value):
+                    value = edit(name, index, value)
+                activations[name] = value
                 if name == "attention_output" and early:
                     # Before the MLP begins, so that queries and keys are not held through it.
                     both = activations[name], measure(early)
@@ -204,7 +206,10 @@ class Decoder(nn.Module):
                 return activations[name]
 
             def extend_keys(new: KeyValues | None) -> KeyValues:
-                return source if new is None else write(cached, new, start) if cached else new
+                if new is None:
+                    assert source is not None
+                    return source
+                return write(cached, new, start) if cached else new
 
             layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
             x, keys = layer(
@@ -378,7 +383,7 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
     return layout
 
 
-def check_bos(config: DecoderConfig, tokens: Array) -> None:
+def check_bos(config: DecoderConfig, tokens: Array | np.ndarray) -> None:
     """Refuses texts int[B, T] that do not begin with BOS, for models that need it.
 
     Without it a released Gemma gives garbage: gemma-7b's LAMBADA perplexity is 5.9e9, with it 3.46.

@@ -81,6 +81,7 @@ class Dpe(ScoreFunction):
     def __call__(self, logits, mask, inputs: ScoreInputs):
         """f32[B, N, T, S]."""
         q, k, encoding = inputs.q, inputs.keys["before_rotation"], inputs.rotary
+        assert isinstance(encoding, Encoding), "see check"
         frequencies = encoding.inverse_frequencies(q.shape[-1])
         key_positions = inputs.keys["positions"]
         groups = frequencies, self.scales, self.window

@@ -90,6 +90,7 @@ def _attention(
         keys = _keys(h, w, positions, spec, config, hook)
         keys = keys if extend_keys is None else extend_keys(keys)
     else:
+        assert extend_keys is not None, "only a decoder can say which keys those are"
         keys = extend_keys(None)
         for name, key in (("k", "unrotated_k"), ("k_rotated", "k"), ("v", "v")):
             if key in keys:

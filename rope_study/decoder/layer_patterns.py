@@ -5,12 +5,12 @@ dimensions (0, 1), (2, 3)... instead of (i, i + H/2) are the same up to a permut
 dimensions. `window` counts keys with the query's own, as transformers' sliding_window does.
 """
 
-from rope_study.rotary import nope, parse
 from rope_study.decoder.attention_scores import SoftCap
 from rope_study.decoder.config import LayerSpec
 from rope_study.decoder.norms import QKNorm, QKNormFixed
 from rope_study.decoder.query_scaling import Llama4Temperature, LogitScale
 from rope_study.registry import Registry
+from rope_study.rotary import nope, parse
 
 Pattern = tuple[LayerSpec, ...]
 

@@ -100,7 +100,7 @@ def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
                 d_embedding, rules.embed, scatter_dimension=1, tiled=True
             )
         others = tuple(axis for axis in batch_axes if axis != rules.embed)
-        return losses, dx, _psum(d_embedding, others) if gradients else None
+        return losses, dx, None if d_embedding is None else _psum(d_embedding, others)
 
     rows, table = layout.spec(["batch"]), layout.spec(["vocab", "embed"])
     return jax.shard_map(
@@ -132,13 +132,16 @@ def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=No
         return a.reshape(-1, *a.shape[2:])[: B * T].reshape(B, T, *a.shape[2:])
 
     def step(d_embedding, inputs):
-        losses, dx, d_part = _one_chunk(*inputs, embedding, cap, gradients, vocab_axis)
+        chunk_of_x, chunk_targets, chunk_weights = inputs
+        losses, dx, d_part = _one_chunk(
+            chunk_of_x, chunk_targets, chunk_weights, embedding, cap, gradients, vocab_axis
+        )
         return (d_embedding + d_part if gradients else None), (losses, dx)
 
     start = jnp.zeros(embedding.shape, jnp.float32) if gradients else None
     inputs = split(x), split(targets), split(weights)
     d_embedding, (losses, dx) = jax.lax.scan(step, start, inputs)
-    return join(losses), join(dx) if gradients else None, d_embedding
+    return join(losses), None if dx is None else join(dx), d_embedding
 
 
 def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axis):

@@ -47,7 +47,7 @@ def generate(
         decoder, params, prompts, lengths, tokens=tokens, temperature=temperature, seed=seed
     )
     # Vocabularies are padded: ids that the tokenizer does not have are no text.
-    return [tokenizer.decode(row[row < tokenizer.vocab_size]) for row in rows]
+    return [tokenizer.decode(row[row < tokenizer.vocab_size].tolist()) for row in rows]
 
 
 def generate_tokens(

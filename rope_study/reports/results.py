@@ -101,9 +101,9 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def spread(row: dict) -> float | None:
+def spread(row: dict) -> float:
     """How far a row's difference may be off: its interval over seeds, or its standard error."""
-    return row.get("difference_interval", row.get("difference_se"))
+    return row["difference_interval" if "difference_interval" in row else "difference_se"]
 
 
 def table(rows: list[dict]) -> str:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from rope_study.files import write_atomically
 from rope_study.reports import html
+from rope_study.reports.results import spread
 
 DPI = 150
 CSS_DPI = 96  # a CSS inch
@@ -18,7 +19,7 @@ COLUMNS = (
     ("name", "encoding", ""),
     ("perplexity", "validation perplexity", ".4f"),
     ("loss", "validation loss [nats/token]", ".4f"),
-    ("difference", "difference in loss ± s.e.", "+.4f"),
+    ("difference", "difference in loss ±", "+.4f"),
     ("train_loss", "training loss [nats/token]", ".4f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
 )
@@ -30,26 +31,21 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
     Args:
       path: the HTML file; its folder is made where missing.
       results: "encodings": a dict for each row with name, perplexity, loss (nats/token),
-        difference (mean difference in loss from the first encoding, None for the first),
-        difference_se (its paired standard error), train_loss (nats/token), and
-        tokens_per_second;
+        difference (in loss from the first encoding, which has none), how far that may be off as
+        difference_interval (95 % over seeds) or difference_se (one seed: its paired standard
+        error over windows), train_loss (nats/token), and tokens_per_second;
         "facts": label -> value; "captions": key of a figure -> what to look for in it;
         and, where given, "title" and "summary" (what was run).
       figures: key -> Figure, in the order of the page.
     """
     encodings = results["encodings"]
-    first = encodings[0]["name"]
     title = results.get("title", "rope_study: encodings side by side")
     body = html.fill(
         html.read("study.html"),
         title=html.escape(title),
         summary=html.escape(results.get("summary") or _summary(encodings)),
         table=_table(encodings),
-        note=html.escape(
-            f"Difference: validation loss minus that of {first} on the same tokens, in nats/token;"
-            " negative is better. ± is one standard error of the paired difference over held-out"
-            " windows; how much a difference varies from seed to seed it does not say."
-        ),
+        note=html.escape(_note(encodings)),
         facts=html.facts(results["facts"]),
         figures="\n".join(
             _figure(key, figure, results["captions"].get(key, ""))
@@ -68,6 +64,22 @@ def _summary(encodings: list[dict]) -> str:
     )
 
 
+def _note(encodings: list[dict]) -> str:
+    note = (
+        f"Difference: validation loss minus that of {encodings[0]['name']} on the same tokens, in"
+        " nats/token; negative is better."
+    )
+    if any("difference_interval" in row for row in encodings):
+        return (
+            f"{note} Means over seeds, paired by seed; ± is half the width of a 95 % interval"
+            " (Student's t) of the mean difference over seeds."
+        )
+    return (
+        f"{note} ± is one standard error of the paired difference over held-out windows; how much a"
+        " difference varies from seed to seed it does not say."
+    )
+
+
 def _table(encodings: list[dict]) -> str:
     columns = [column for column in COLUMNS if any(column[0] in row for row in encodings)]
     head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for _, heading, _ in columns)
@@ -82,7 +94,7 @@ def _cell(row: dict, key: str, form: str) -> str:
     value = row.get(key)
     text = "–" if value is None else format(value, form)  # noqa: RUF001, a dash is meant
     if key == "difference" and value is not None:
-        text += f" ± {row['difference_se']:.4f}"
+        text += f" ± {spread(row):.4f}"
     return f"<td>{html.escape(text)}</td>"
 
 

@@ -60,9 +60,11 @@ def _import(text: str, argument: str | None) -> Rotary:
             " with the module on PYTHONPATH",
             argument,
         ) from error
-    if isinstance(imported, type) and issubclass(imported, Encoding):
-        check_arguments(imported, name, positional, named, argument)
-        return imported(*positional, **named)
+    if inspect.isclass(imported):
+        if issubclass(imported, Encoding):
+            check_arguments(imported, name, positional, named, argument)
+            return imported(*positional, **named)
+        raise UserError(f"{text!r} is a class, but no rotary.Encoding", argument)
     if not callable(imported) or positional or named:
         raise UserError(
             f"{text!r} is neither a function (x, positions) -> x nor an Encoding class", argument

@@ -85,9 +85,13 @@ class Layout:
         count = shape[0]
         self.check_rows(count)
         sharding = self.sharding("batch", *[None] * (len(shape) - 1))
-        return jax.make_array_from_callback(
-            shape, sharding, lambda index: rows(*index[0].indices(count)[:2])
-        )
+
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(count)
+            return rows(start, stop)
+
+        return jax.make_array_from_callback(shape, sharding, read)
 
     def check_rows(self, count: int) -> None:
         """Refuses a batch whose rows do not divide over the devices of the batch axis."""
@@ -121,7 +125,7 @@ def make_layout(mesh: str = "fsdp=-1", rules: Rules | None = None) -> Layout:
 
 
 def _parse_mesh(mesh: str) -> dict[str, int]:
-    sizes = dict.fromkeys(MESH_AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(MESH_AXES, 1)
     for part in filter(None, mesh.replace(" ", "").split(",")):
         axis, _, size = part.partition("=")
         if axis not in MESH_AXES:
@@ -133,10 +137,8 @@ def _parse_mesh(mesh: str) -> dict[str, int]:
         try:
             sizes[axis] = int(size)
         except ValueError:
-            raise UserError(
-                f"mesh size {size!r} of {axis!r} is not an integer",
-                "mesh",
-            ) from None
+            message = f"mesh size {size!r} of {axis!r} is not an integer"
+            raise UserError(message, "mesh") from None
     return sizes
 
 

@@ -3,15 +3,13 @@
 import os
 from pathlib import Path
 
-import ml_collections
-
 from rope_study import sharding
 from rope_study.data import load_corpus
 from rope_study.training import settings
 from rope_study.training.trainer import train
 
 
-def config() -> ml_collections.ConfigDict:
+def config() -> settings.Config:
     """For two cores, and large enough that the encodings separate."""
     config = settings.default()
     config.workdir = "runs/quickstart"

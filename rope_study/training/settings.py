@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
@@ -18,6 +19,9 @@ from rope_study import rotary
 from rope_study.data import DataSettings, load_tokenizer
 from rope_study.decoder import DecoderConfig, presets, variants
 from rope_study.errors import UserError
+
+# An ml_collections.ConfigDict, whose fields no type checker knows.
+Config = Any
 
 ROTARY = "rope"
 NONE = "none"
@@ -86,9 +90,9 @@ class Study:
     config: dict
 
 
-def default() -> ml_collections.ConfigDict:
+def default() -> Config:
     """All settings. The tree is locked: assigning a field that is not here raises."""
-    config = ml_collections.ConfigDict()
+    config: Config = ml_collections.ConfigDict()
     config.workdir = "runs/study"  # everything that is written
     config.seeds = (0,)  # initial weights and order of batches; a run each
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
@@ -96,14 +100,16 @@ def default() -> ml_collections.ConfigDict:
     # (decoder/variants.py); `train` takes model.rotary.
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = ml_collections.ConfigDict()
+    data: Config = config.data
     data.path = "python"  # a file, folder, glob or JSONL; "python": text that ships with Python
     data.tokenizer = "bytes"  # or a path: *.model, tokenizer.json, llama2.c's *.bin, a folder
     data.held_out = 0.1  # fraction of documents kept for evaluation
     data.length = 256  # tokens a sequence
     data.batch_size = 16  # sequences a step, over all devices
 
-    config.model = model = ml_collections.ConfigDict()
+    config.model = ml_collections.ConfigDict()
+    model: Config = config.model
     model.preset = "small"  # see decoder/presets.py; the fields below override it
     model.rotary = ROTARY  # an encoding, "p_rope(p=0.5)", or module:function
     model.pattern = NONE  # of layers, with their encodings: "gemma3(window=64)"
@@ -119,7 +125,8 @@ def default() -> ml_collections.ConfigDict:
     for field in ("norm_offset", "final_cap"):
         model[field] = config_dict.placeholder(float)
 
-    config.train = train = ml_collections.ConfigDict()
+    config.train = ml_collections.ConfigDict()
+    train: Config = config.train
     train.steps = 1000
     train.learning_rate = 1e-3  # peak, reached after warmup steps
     train.warmup = 50
@@ -138,7 +145,7 @@ def default() -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def resolve(config: ml_collections.ConfigDict, variants_to_run: Sequence | None = None) -> Study:
+def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     """The plain values of a configuration: a run for every encoding and seed.
 
     Args:
@@ -178,7 +185,7 @@ def resolve(config: ml_collections.ConfigDict, variants_to_run: Sequence | None 
     )  # fmt: skip
 
 
-def resolve_one(config: ml_collections.ConfigDict) -> Study:
+def resolve_one(config: Config) -> Study:
     """The one run of config.model, in config.workdir itself.
 
     Raises:
@@ -209,7 +216,7 @@ def folder_name(name: str) -> str:
     return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def decoder_config(model: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
+def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:
     """The decoder that `config.model` describes, for a tokenizer of that many ids.
 
     Raises:

@@ -7,12 +7,13 @@ its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 import math
 import sys
 import time
+from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from tqdm import tqdm
 
 from rope_study.checkpoints import runs
@@ -26,12 +27,11 @@ from rope_study.training.optimizer import make_optimizer
 from rope_study.training.settings import Run, TrainSettings
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that a step changes."""
 
     step: jax.Array  # how many steps are done
-    params: dict
+    params: Any
     opt_state: optax.OptState
 
 
@@ -60,14 +60,16 @@ class Trainer:
 
     def _init(self, key: jax.Array) -> TrainState:
         params = self.decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32), params=params, opt_state=self.optimizer.init(params)
+        )
 
     def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
         """One step on windows int32[B, T + 1]."""
         inputs, targets = windows[:, :-1], windows[:, 1:]
 
         def mean_loss(params: dict) -> jax.Array:
-            total = self.decoder.apply({"params": params}, inputs, targets, method="loss")
+            total: Any = self.decoder.apply({"params": params}, inputs, targets, method="loss")
             return total / targets.size
 
         loss, gradients = jax.value_and_grad(mean_loss)(state.params)
@@ -78,7 +80,7 @@ class Trainer:
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": self.schedule(state.step),
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def save(self, manager: runs.Manager, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint."""
@@ -94,7 +96,7 @@ class Trainer:
             step, {runs.PARAMS: shapes.params, runs.OPTIMIZER: shapes.opt_state}
         )
         done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
-        return TrainState(done, items[runs.PARAMS], items[runs.OPTIMIZER])
+        return TrainState(step=done, params=items[runs.PARAMS], opt_state=items[runs.OPTIMIZER])
 
 
 def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:

@@ -36,11 +36,6 @@ class Tokenizer(abc.ABC):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what the tokenizer does, wherever its file lies."""
 
-    @property
-    def fingerprint(self) -> str:
-        """What it does, in hexadecimal digits."""
-        return self.name
-
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Ids int32[n] of a text, without BOS."""
