@@ -12,7 +12,7 @@ study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -n 2 --ignore=tests/parity
+	$(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/parity
 	@echo "The tests against PyTorch and Transformers are apart: make parity"
 
 parity: $(VENV)/parity

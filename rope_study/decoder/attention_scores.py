@@ -362,13 +362,13 @@ class Tra(ScoreFunction):
         of_k = jnp.repeat(of_k, of_q.shape[-1] // of_k.shape[-1], axis=-1)
         of_q, of_k = of_q.transpose(0, 2, 1), of_k.transpose(0, 2, 1)
         s = jax.nn.relu(logits * of_q[..., :, None] * of_k[..., None, :])
-        kept = mask & (s > 0)
-        count = jnp.cumsum(kept[..., ::-1], axis=-1)[..., ::-1]
+        reads = mask & (s > 0)
+        count = jnp.cumsum(reads[..., ::-1], axis=-1)[..., ::-1]
         gate = _gates(inputs.x, inputs.w["tra_weight"], inputs.w["tra_bias"]).transpose(0, 2, 1)
         changed = s + jax.nn.log_sigmoid(gate)[..., None] * count
         # Finite, not -inf: a row with nothing kept would be NaN, and its gradients too.
-        weights = jax.nn.softmax(jnp.where(kept, changed, -1e30), axis=-1)
-        return jnp.where(kept, weights, 0.0)
+        weights = jax.nn.softmax(jnp.where(reads, changed, -1e30), axis=-1)
+        return jnp.where(reads, weights, 0.0)
 
 
 def _inverse_rms(x: Array) -> Array:

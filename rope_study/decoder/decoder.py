@@ -266,24 +266,26 @@ class Decoder(nn.Module):
                 x, statistics, new = run_layer(x, w, spec, first + place, cached, source)
                 measured.append(statistics)
                 keys.append(new)
-            kept = [_to_keep(k, s) if keep else {} for k, s in zip(keys, pattern, strict=False)]
-            return x, measured, kept
+            to_cache = [
+                _to_cache(k, s) if keep else {} for k, s in zip(keys, pattern, strict=False)
+            ]
+            return x, measured, to_cache
 
         def run_repeat(x: Array, inputs: tuple):
             weights, caches, repeat = inputs
-            x, measured, kept = run_places(x, weights, caches, repeat * len(pattern))
-            return x, (measured, kept)
+            x, measured, to_cache = run_places(x, weights, caches, repeat * len(pattern))
+            return x, (measured, to_cache)
 
-        measured, kept = [], []
+        measured, to_cache = [], []
         if repeats:
             inputs = self.repeated, repeated_cache, jnp.arange(repeats)
-            x, (stacked, kept) = _scan(run_repeat, x, inputs, repeats, self.config.scan)
+            x, (stacked, to_cache) = _scan(run_repeat, x, inputs, repeats, self.config.scan)
             measured = [jax.tree.map(lambda a: a[i], s) for i in range(repeats) for s in stacked]  # noqa: B023
         if self.remainder:
             first = jnp.asarray(repeats * len(pattern))
             x, statistics, left = run_places(x, self.remainder, left_cache, first)
-            measured, kept = measured + statistics, kept + left
-        return x, measured, kept
+            measured, to_cache = measured + statistics, to_cache + left
+        return x, measured, to_cache
 
     def _constrain(self, x: Array) -> Array:
         return x if self.layout is None else self.layout.constrain(x, "batch", "length", None)
@@ -300,7 +302,7 @@ def _scan(step: Callable, x: Array, inputs: Any, length: int, compiled_once: boo
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
-def _to_keep(keys: KeyValues, spec: LayerSpec) -> KeyValues:
+def _to_cache(keys: KeyValues, spec: LayerSpec) -> KeyValues:
     """What a cache holds of a layer: nothing where it reads the keys of another."""
     if spec.keys_from is not None:
         return {}

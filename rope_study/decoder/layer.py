@@ -158,8 +158,8 @@ def _keys(
     k = hook("k", k if spec.qk_norm is None else spec.qk_norm(k, w, "k", config))
     with jax.named_scope("rotary"):
         rotated = hook("k_rotated", _rotate(k, positions, w, spec))
-    kept = {} if spec.score_function is None else spec.score_function.keep(k, h, w)
-    return {"k": rotated, "v": v, "unrotated_k": k, "positions": positions, **kept}
+    extra = {} if spec.score_function is None else spec.score_function.keep(k, h, w)
+    return {"k": rotated, "v": v, "unrotated_k": k, "positions": positions, **extra}
 
 
 def _rotate(x: Array, positions: Array, w: Weights, spec: LayerSpec) -> Array:

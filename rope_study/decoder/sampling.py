@@ -88,12 +88,12 @@ def generate_tokens(
     rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
     decoder = _cached(decoder)
     options = compiler.lean_options(params, decoder.layout or sharding.one_device())
-    made = _jitted(tuple(options.items()))(
+    generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),
     )  # fmt: skip
-    made = np.asarray(made)
-    return [made[b, : lengths[b] + tokens] for b in range(B)]
+    rows_out = np.asarray(generated)
+    return [rows_out[b, : lengths[b] + tokens] for b in range(B)]
 
 
 @functools.cache
@@ -113,21 +113,25 @@ def _generate(
 ) -> Array:
     """int[B, T + tokens]: prompts are read together up to `first`, then token by token."""
     B, T = prompts.shape
-    made = jnp.pad(prompts, [(0, 0), (0, tokens)])
+    tokens_out = jnp.pad(prompts, [(0, 0), (0, tokens)])
     extend = functools.partial(decoder.apply, {"params": params}, method="extend")
     logits, cache = extend(prompts[:, :first], empty_cache(decoder, params, B, T + tokens), 0)
 
     def step(carry: tuple, place: Array):
-        logits, cache, made = carry
-        chosen = _choose(logits, temperature, jax.random.fold_in(key, place))
+        logits, cache, tokens_out = carry
+        next_ids = _choose(logits, temperature, jax.random.fold_in(key, place))
         # Where a prompt goes on longer than the shortest, its own token counts.
-        chosen = jnp.where(place < lengths, made[:, place], chosen)
-        made = made.at[:, place].set(chosen)
-        logits, cache = extend(chosen[:, None], cache, place)
-        return (logits, cache, made), None
+        next_ids = jnp.where(place < lengths, tokens_out[:, place], next_ids)
+        tokens_out = tokens_out.at[:, place].set(next_ids)
+        logits, cache = extend(next_ids[:, None], cache, place)
+        return (logits, cache, tokens_out), None
 
-    (_, _, made), _ = jax.lax.scan(step, (logits, cache, made), jnp.arange(first, T + tokens))
-    return made if decoder.layout is None else decoder.layout.constrain(made, None, None)
+    (_, _, tokens_out), _ = jax.lax.scan(
+        step, (logits, cache, tokens_out), jnp.arange(first, T + tokens)
+    )
+    return (
+        tokens_out if decoder.layout is None else decoder.layout.constrain(tokens_out, None, None)
+    )
 
 
 def _choose(logits: Array, temperature: Array, key: Array) -> Array:

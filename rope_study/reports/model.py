@@ -1,9 +1,4 @@
-"""Probes of a trained model as files: `python -m rope_study.probe --checkpoint=... --out=dir`.
-
-Reads texts, and writes a NetCDF file for each probe, the paper's figures as PNG, and index.html, a
-page without any request to the network where a reader picks a layer and a head and sees its norms
-by frequency, its attention over the tokens of a text, and its name.
-"""
+"""What probes measure of one model on texts, and its files: NetCDF, figures, the page of heads."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +13,8 @@ from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder
 from rope_study.probes import Probe
-from rope_study.probes.one_text import fill_rows
 from rope_study.reports import head_page
-from rope_study.sharding import is_main_process
+from rope_study.sharding import is_main_process, one_device
 
 # What --probes takes. Each is made for the tokenizer of the model.
 PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
@@ -35,7 +29,7 @@ PAGE = ("frequency_usage", "head_patterns")  # what the page shows
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Measurements:
     """What the probes measured.
 
     Attributes:
@@ -61,7 +55,7 @@ def probe(
     batch: int = 8,
     page_texts: int = 3,
     page_tokens: int = 48,
-) -> Found:
+) -> Measurements:
     """Runs probes by name over texts.
 
     Args:
@@ -74,27 +68,26 @@ def probe(
       page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
         attention of every head.
     """
-    chosen = [PROBES[name](tokenizer) for name in names]
 
-    def run(some: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
-        batches = _batches(decoder, tokenizer, some, length, batch, text or "texts")
+    def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
+        batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")
         return probes.run(decoder, params, batches, which, text=text)
 
-    found = run(texts, chosen, about)
-    if "head_patterns" in found:
-        found["head_names"] = probes.name_heads(found["head_patterns"])
+    datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
+    if "head_patterns" in datasets:
+        datasets["head_names"] = probes.name_heads(datasets["head_patterns"])
     labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
     by_label = {}
     if "frequency_usage" in names:
         for label in labels:
-            some = [text for text in texts if text.label == label]
-            by_label[label] = run(some, [probes.frequency_usage], label)["frequency_usage"]
+            labelled = [text for text in texts if text.label == label]
+            by_label[label] = run(labelled, [probes.frequency_usage], label)["frequency_usage"]
     maps = []
     for text in texts[:page_texts]:
         ids = tokenizer.encode_batch([text.text], page_tokens)[0][0]
-        found_map = probes.attention_maps(decoder, params, ids, pieces=tokenizer.pieces(ids))
-        maps.append(found_map.assign_attrs(text=_first_words(text.text)))
-    return Found(found, by_label, maps)
+        weights = probes.attention_maps(decoder, params, ids, pieces=tokenizer.pieces(ids))
+        maps.append(weights.assign_attrs(text=_first_words(text.text)))
+    return Measurements(datasets, by_label, maps)
 
 
 def _batches(
@@ -106,15 +99,15 @@ def _batches(
     name: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weights) of one shape, which compiles once; rows that only fill up have weight 0."""
-    shards = 1 if decoder.layout is None else decoder.layout.shards("batch")
-    batch = len(fill_rows(min(batch, len(texts)), shards))
+    layout = decoder.layout or one_device()
+    batch = len(layout.fill(min(batch, len(texts))))
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
-    rows = fill_rows(len(texts), batch)
+    rows = np.arange(-(-len(texts) // batch) * batch) % len(texts)  # whole batches
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
     starts = range(0, len(rows), batch)
     for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):
-        some = slice(start, start + batch)
-        yield tokens[rows[some]], weights[some]
+        in_batch = slice(start, start + batch)
+        yield tokens[rows[in_batch]], weights[in_batch]
 
 
 def _first_words(text: str, most: int = 40) -> str:
@@ -125,33 +118,33 @@ def _first_words(text: str, most: int = 40) -> str:
 # --- files ------------------------------------------------------------------------------------
 
 
-def write(folder: Path, found: Found, facts: Mapping[str, object]) -> list[Path]:
+def write(folder: Path, measured: Measurements, facts: Mapping[str, object]) -> list[Path]:
     """Writes everything into a folder, which is made; returns the paths."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = []
-    for name, dataset in found.datasets.items():
+    for name, dataset in measured.datasets.items():
         written.append(folder / f"{name}.nc")
         probes.save(dataset, written[-1])
-    for name, figure in draw(found).items():
+    for name, figure in draw(measured).items():
         written.append(folder / "figures" / f"{name}.png")
         figure.savefig(written[-1], dpi=150)
-    if all(name in found.datasets for name in PAGE) and found.maps:
+    if all(name in measured.datasets for name in PAGE) and measured.maps:
         written.append(folder / "index.html")
         head_page.write_page(
             written[-1],
             title="rope_study: what the heads do",
             facts=facts,
-            usage=found.datasets["frequency_usage"],
-            named=found.datasets["head_names"],
-            maps=found.maps,
+            usage=measured.datasets["frequency_usage"],
+            named=measured.datasets["head_names"],
+            maps=measured.maps,
         )
     return written
 
 
-def draw(found: Found) -> dict[str, Figure]:
+def draw(measured: Measurements) -> dict[str, Figure]:
     """The figures that what was measured allows, by the names of their files."""
     drawn = {}
-    if usage := found.datasets.get("frequency_usage"):
+    if usage := measured.datasets.get("frequency_usage"):
         last = int(usage.layer[-1])
         drawn["fig_03_norms_by_layer"] = figures.norms_by_layer(usage)
         drawn["fig_04_norms_by_head_first_layer"] = figures.norms_by_head(usage, 0)
@@ -159,13 +152,13 @@ def draw(found: Found) -> dict[str, Figure]:
         if np.isfinite(usage.inverse_frequency.values).all():
             drawn["fig_10_slow_bands"] = figures.slow_bands({"model": usage})
         drawn["fig_13_value_norms"] = figures.value_norms(usage)
-        if len(found.by_label) > 1:
-            drawn["fig_19_usage_by_domain"] = figures.usage_by_domain(found.by_label)
-    if named := found.datasets.get("head_names"):
+        if len(measured.by_label) > 1:
+            drawn["fig_19_usage_by_domain"] = figures.usage_by_domain(measured.by_label)
+    if named := measured.datasets.get("head_names"):
         heads = likeliest_heads(named)
         drawn["heads_by_kind"] = figures.head_kinds(named)
-        if found.maps:
-            maps = {kind: _one_head(found.maps[0], *at) for kind, at in heads.items()}
+        if measured.maps:
+            maps = {kind: _one_head(measured.maps[0], *at) for kind, at in heads.items()}
             drawn["fig_05_attention_patterns"] = figures.attention_patterns(maps)
         if usage:
             drawn["fig_06_head_usage"] = figures.head_usage(usage, heads)
@@ -174,17 +167,17 @@ def draw(found: Found) -> dict[str, Figure]:
 
 def likeliest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
     """The head with the largest score of each kind: kind -> (layer, head)."""
-    found = {}
+    heads = {}
     for kind in named.kind.values:
         scores = named.scores.sel(kind=kind).fillna(-1).values
         layer, head = np.unravel_index(np.argmax(scores), scores.shape)
-        found[f"most {kind}"] = int(layer), int(head)
-    return found
+        heads[f"most {kind}"] = int(layer), int(head)
+    return heads
 
 
 def _one_head(maps: xarray.DataArray, layer: int, head: int) -> xarray.DataArray:
-    found = maps.isel(layer=layer, head=head, drop=True)
-    return found.assign_attrs({"layer": layer, "head": head})
+    weights = maps.isel(layer=layer, head=head, drop=True)
+    return weights.assign_attrs({"layer": layer, "head": head})
 
 
 def table(named: xarray.Dataset) -> str:
@@ -199,6 +192,3 @@ def table(named: xarray.Dataset) -> str:
         )
         lines.append(f"{kind:<10}  {len(layers):>5}  {surest}")
     return "\n".join(lines)
-
-
-# --- the command ------------------------------------------------------------------------------

@@ -33,15 +33,15 @@ def reading_options(params: Any, layout: Layout) -> Options:
     - On CPUs the scheduler that saves memory holds 1.36 GiB instead of 1.63 of two layers, in the
       same time, and products by Eigen are faster than those by YNNPACK from some 2,000 tokens on.
     """
-    wanted: Options = {}
+    options: Options = {}
     if _platform(layout) == "gpu" and layout.mesh.size == 1:
-        wanted = {"xla_gpu_enable_latency_hiding_scheduler": False}
+        options = {"xla_gpu_enable_latency_hiding_scheduler": False}
     elif _platform(layout) == "cpu":
-        wanted = {
+        options = {
             "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
             "xla_cpu_experimental_ynn_fusion_type": "",
         }
-    return lean_options(params, layout) | known(wanted)
+    return lean_options(params, layout) | known(options)
 
 
 def _platform(layout: Layout) -> str:

@@ -43,14 +43,14 @@ class Layout:
         Raises:
           UserError: two of its axes would be split over the same mesh axis.
         """
-        chosen = [None if axis is None else getattr(self.rules, axis) for axis in axes]
-        used = [name for names in chosen if names for name in np.atleast_1d(names)]
+        mesh_axes = [None if axis is None else getattr(self.rules, axis) for axis in axes]
+        used = [name for names in mesh_axes if names for name in np.atleast_1d(names)]
         if len(used) != len(set(used)):
             raise UserError(
                 f"the axes {tuple(axes)} would split one array twice over the same mesh axis"
                 f" ({', '.join(sorted(used))}); change parallel.Rules"
             )
-        return PartitionSpec(*chosen)
+        return PartitionSpec(*mesh_axes)
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """The sharding of an array with these logical axes."""

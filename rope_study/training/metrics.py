@@ -15,8 +15,8 @@ class MetricsLog:
     def __init__(self, folder: Path, first_step: int):
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
         self._path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(folder) if row["step"] < first_step]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        earlier = [row for row in read_metrics(folder) if row["step"] < first_step]
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in earlier))
         self._lines = self._path.open("a", buffering=1)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
