@@ -38,7 +38,7 @@ def test_a_variant_changes_what_it_names_in_all_layers():
     assert config.pattern == (spec,)
     assert variants.apply(TINY, name) == (name, config)  # canonical names read back
     assert variants.name_of(spec) == name
-    assert variants.apply(config, "rope")[1].pattern[0].logits == attention_scores.Alibi()
+    assert variants.apply(config, "rope")[1].pattern[0].score_function == attention_scores.Alibi()
 
 
 def test_a_pattern_comes_first_and_the_rest_changes_its_layers():
@@ -51,7 +51,7 @@ def test_a_pattern_comes_first_and_the_rest_changes_its_layers():
 def test_an_encoding_object_or_function_is_a_variant():
     assert variants.apply(TINY, rotary.nope()) == ("nope()", TINY.with_rotary(rotary.nope()))
     name, config = variants.apply(TINY, "rope_study.rotary:pairs + log_n()")
-    assert name == "rope_study.rotary:pairs + log_n()"
+    assert name == "rope_study.rotary.rotation:pairs + log_n()"  # where it is defined
     assert config.pattern[0].rotary is rotary.pairs
 
 
@@ -170,7 +170,7 @@ def test_settings_set_the_pattern_and_the_components():
     [
         ({"score_function": "alibbi()"}, r"unknown score function 'alibbi'.*'alibi'", None),
         ({"query_scale": "alibi()"}, r"unknown query scale 'alibi'", None),
-        ({"pattern": "gemma_3()"}, r"unknown encoding 'gemma_3'.*'gemma3'", None),
+        ({"pattern": "gemma_3()"}, r"unknown layer pattern 'gemma_3'.*'gemma3'", None),
         ({"pattern": "gemma3()", "rotary": "nope"}, r"both choose the encoding", "pattern"),
         ({"rotary": "p_rope(2)"}, r"p=2 must lie in \[0, 1\]", "rotary"),
         (

@@ -49,15 +49,20 @@ def apply(
       UserError: an unknown term (the nearest is suggested), wrong arguments, or two terms for the
         same thing.
     """
-    if not isinstance(variant, str):
-        return rotary.name_of(variant), config.with_rotary(variant)
-    terms = _read(variant, argument)
-    for field in REGISTRIES:
-        if field == "pattern" and field in terms:
-            config = dataclasses.replace(config, pattern=terms[field].value)
-        elif field in terms:
-            config = config.with_layers(**{field: terms[field].value})
-    return " + ".join(terms[field].name for field in REGISTRIES if field in terms), config
+    if isinstance(variant, str):
+        terms = _read(variant, argument)
+    else:
+        terms = {"rotary": _Term(rotary.name_of(variant), variant)}
+    name = " + ".join(terms[field].name for field in REGISTRIES if field in terms)
+    return name, change(config, {field: term.value for field, term in terms.items()})
+
+
+def change(config: DecoderConfig, values: dict[str, Any]) -> DecoderConfig:
+    """The decoder with these fields in all of its layers, after a "pattern" among them."""
+    layers = dict(values)
+    if "pattern" in layers:
+        config = dataclasses.replace(config, pattern=layers.pop("pattern"))
+    return config.with_layers(**layers)
 
 
 def sets_rotary(variant: str | rotary.Rotary) -> bool:

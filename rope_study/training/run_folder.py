@@ -42,23 +42,24 @@ def identity(run: Run, corpus: Corpus) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in FREE}
 
 
-def claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this run's, or checks that it already is.
+def claim(run: Run, corpus: Corpus) -> None:
+    """Makes the run's folder its own, or checks that it already is.
 
     Every process checks before the main one writes, and none goes on before it has.
 
     Raises:
       UserError: it holds another run (the settings that differ are named) or other files.
     """
+    folder, now = run.folder, identity(run, corpus)
     file = folder / RUN_FILE
     if file.exists():
         before = json.loads(file.read_text())
         differing = [
-            f"{name} is {before.get(name)!r} there and {identity.get(name)!r} here"
+            f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
             if name != ROTATION
             else "the encoding computes something else"
-            for name in sorted(before.keys() | identity.keys())
-            if not _same(name, before.get(name), identity.get(name))
+            for name in sorted(before.keys() | now.keys())
+            if not _same(name, before.get(name), now.get(name))
         ]
         if differing:
             raise UserError(
@@ -71,7 +72,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     wait_for_all("run folder checked")
     if is_main_process() and not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(identity, indent=1) + "\n")
+        write_atomically(file, json.dumps(now, indent=1) + "\n")
     wait_for_all("run folder claimed")
 
 

@@ -226,22 +226,20 @@ def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:
     changes = {k: v for k, v in model.items() if k in shapes and v is not None}
     changes["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     decoder = dataclasses.replace(presets.PRESETS.make(model.preset, "preset"), **changes)
-    if model.pattern == NONE:
-        decoder = decoder.with_rotary(rotary.parse(model.rotary, "rotary"))
-    elif model.rotary == ROTARY:
-        decoder = variants.apply(decoder, model.pattern, "pattern")[1]
-    else:
+    values = {
+        field: variants.REGISTRIES[field].make(model[field], field)
+        for field in ("pattern", *variants.COMPONENTS)
+        if model[field] != NONE
+    }
+    if "pattern" not in values:
+        values["rotary"] = rotary.parse(model.rotary, "rotary")
+    elif model.rotary != ROTARY:
         raise UserError(
             f"rotary={model.rotary!r} and pattern={model.pattern!r} both choose the encoding: give"
             " it to the pattern, as in gemma3(global_rotary='p_rope()')",
             "pattern",
         )
-    components = {
-        field: variants.REGISTRIES[field].make(model[field], field)
-        for field in variants.COMPONENTS
-        if model[field] != NONE
-    }
-    return decoder.with_layers(**components)
+    return variants.change(decoder, values)
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

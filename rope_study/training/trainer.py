@@ -118,7 +118,7 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     layout = fit_layout(run.decoder, layout)
     layout.check_rows(run.data.batch_size)
     decoder, batches = Decoder(run.decoder, layout), corpus.train_batches(run.seed)
-    run_folder.claim(run.folder, run_folder.identity(run, corpus))
+    run_folder.claim(run, corpus)
     (run.folder / "checkpoints").mkdir(exist_ok=True)
     if is_main_process():
         runs.write_model(run.folder, run.decoder, corpus.tokenizer)
