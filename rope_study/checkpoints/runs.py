@@ -6,6 +6,7 @@ shardings, so what 8 devices saved, one restores, and the other way round.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rope_study import data, rotary, sharding
@@ -87,8 +87,9 @@ def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
 
 def abstract_params(decoder: Decoder) -> dict:
     """Shapes, dtypes and shardings of the decoder's parameters; nothing is allocated."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    boxed = jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
+    # `setup` declares every array; a forward pass would be traced for nothing.
+    declare = functools.partial(decoder.init, method=lambda module: module.embedding)
+    boxed = jax.eval_shape(declare, jax.random.key(0))["params"]
     assert decoder.layout is not None
     return abstract(boxed, decoder.layout.tree(boxed))
 

@@ -5,12 +5,12 @@ dimensions (0, 1), (2, 3)... instead of (i, i + H/2) are the same up to a permut
 dimensions. `window` counts keys with the query's own, as transformers' sliding_window does.
 """
 
-from rope_study import rotary
 from rope_study.decoder.attention_scores import SoftCap
 from rope_study.decoder.config import LayerSpec
 from rope_study.decoder.norms import QKNorm, QKNormFixed
 from rope_study.decoder.query_scaling import Llama4Temperature, LogitScale
 from rope_study.registry import Registry
+from rope_study.rotary import parse
 
 Pattern = tuple[LayerSpec, ...]
 
@@ -25,7 +25,7 @@ def gemma2(
     cap: float = 50.0,
 ) -> Pattern:
     """Gemma 2 (2408.00118): local, global, with soft-capped logits. Local comes first."""
-    local, far = rotary.parse(local_rotary), rotary.parse(global_rotary)
+    local, far = parse(local_rotary), parse(global_rotary)
     return (
         LayerSpec(local, window, score_function=SoftCap(cap)),
         LayerSpec(far, score_function=SoftCap(cap)),
@@ -43,7 +43,7 @@ def gemma3(
     The 1B model has windows of 512; from 4B on the global layers also divide positions by 8
     (linear), which goes into `global_rotary`.
     """
-    local, far = rotary.parse(local_rotary), rotary.parse(global_rotary)
+    local, far = parse(local_rotary), parse(global_rotary)
     return (
         *[LayerSpec(local, window, qk_norm=QKNorm())] * 5,
         LayerSpec(far, qk_norm=QKNorm()),
@@ -61,7 +61,7 @@ def gemma4(
     Its last layer is always global: let the number of layers be a multiple of six. Its global
     layers have a wider head and share keys with values, and values are normalised: not here.
     """
-    local, far = rotary.parse(local_rotary), rotary.parse(global_rotary)
+    local, far = parse(local_rotary), parse(global_rotary)
     same = {"qk_norm": QKNorm(), "query_scale": LogitScale(1.0)}
     return (*[LayerSpec(local, window, **same)] * 5, LayerSpec(far, **same))
 
@@ -74,15 +74,15 @@ def irope(chunk: int = 8192, rotary: str = "rope(theta=500_000)", floor: int = 8
     QK-norm without a scale; the NoPE layer has none, and a temperature instead. In the released
     configuration no_rope_layers[i] = 1 means that layer i DOES rotate.
     """
-    local = LayerSpec(rotary.parse(rotary), chunk=chunk, qk_norm=QKNormFixed())
-    far = LayerSpec(rotary.parse("nope"), query_scale=Llama4Temperature(floor=floor))
+    local = LayerSpec(parse(rotary), chunk=chunk, qk_norm=QKNormFixed())
+    far = LayerSpec(parse("nope"), query_scale=Llama4Temperature(floor=floor))
     return (*[local] * 3, far)
 
 
 @PATTERNS.add
 def smollm3(rotary: str = "rope(theta=2_000_000)") -> Pattern:
     """SmolLM3: every fourth layer NoPE, all global. The same inverted flag as Llama 4."""
-    return (*[LayerSpec(rotary.parse(rotary))] * 3, LayerSpec(rotary.parse("nope")))
+    return (*[LayerSpec(parse(rotary))] * 3, LayerSpec(parse("nope")))
 
 
 @PATTERNS.add
@@ -91,4 +91,4 @@ def rnope_swa(window: int = 4096, rotary: str = "rope(theta=10_000)") -> Pattern
 
     A layer rotates exactly where it is local. The default base is that of transformers' class.
     """
-    return (*[LayerSpec(rotary.parse(rotary), window)] * 3, LayerSpec(rotary.parse("nope")))
+    return (*[LayerSpec(parse(rotary), window)] * 3, LayerSpec(parse("nope")))

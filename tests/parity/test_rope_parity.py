@@ -181,7 +181,7 @@ CASES = {
             None,
             {"rope_type": "proportional", "rope_theta": 1e6} | {"partial_rotary_factor": 0.25},
         ),
-        rotary.proportional_rope(),
+        rotary.p_rope(0.25, 1e6),
     ),
     "proportional_factor": (
         (
@@ -191,7 +191,7 @@ CASES = {
             {"rope_type": "proportional", "rope_theta": 1e4, "factor": 4.0}
             | {"partial_rotary_factor": 0.75},
         ),
-        rotary.proportional_rope(0.75, 4, 1e4),
+        rotary.p_rope(0.75, 1e4, factor=4),
     ),
 }
 
@@ -306,7 +306,7 @@ def test_gemma3_rotates_alike_in_each_layer_type(layer_type):
 
 GEMMA4 = {  # head_dim and rotary differ by layer type
     "sliding_attention": (256, rotary.rope(10_000)),
-    "full_attention": (512, rotary.proportional_rope(0.25, 1, 1e6)),
+    "full_attention": (512, rotary.p_rope(0.25, 1e6)),
 }
 
 
@@ -389,7 +389,7 @@ def test_dynamic_ntk_of_llama_rotates_alike_at_either_length(longest):
 
 def test_fope_coefficients_have_the_deviation_of_torch():
     """The released code draws them with torch.nn.init.xavier_normal_ on [heads, D, M]."""
-    from rope_study.fope import fope
+    from rope_study.rotary import fope
 
     for heads in (1, 8):
         noise = fope(2048, sigma=0.3, heads=heads).mixtures(64) - np.eye(21)
