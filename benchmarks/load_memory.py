@@ -77,7 +77,7 @@ def load(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints one row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", default="gemma_2b", choices=presets.PRESETS)
     parser.add_argument("--folder", help="where to write; a temporary folder if not given")
     args = parser.parse_args()

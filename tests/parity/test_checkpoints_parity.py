@@ -142,7 +142,7 @@ def test_an_empty_file_describes_the_classes_default_model(kind):
     assert bare == full
 
 
-def test_other_senses_are_left_out(tmp_path):
+def test_other_modalities_are_left_out(tmp_path):
     """Gemma 3 from 4B on: a text model inside one that sees."""
     text = dict(peers.SHAPES, num_hidden_layers=7, num_key_value_heads=1, head_dim=16)
     text |= {"sliding_window": 8, "query_pre_attn_scalar": 16}

@@ -211,10 +211,10 @@ def decoder_config(
         return common
     scale = None if query_scale is None else LogitScale(query_scale)
     if generation == 2:
-        far = LayerSpec(query_scale=scale, score_function=SoftCap(caps[0]))
-        pattern = dataclasses.replace(far, window=window), far
+        global_layer = LayerSpec(query_scale=scale, score_function=SoftCap(caps[0]))
+        pattern = dataclasses.replace(global_layer, window=window), global_layer
         return dataclasses.replace(common, pattern=pattern, post_norms=True, final_cap=caps[1])
     slow = rotary.rope(1e6) if factor == 1 else rotary.linear_rope(factor, 1e6)
-    local = LayerSpec(window=window, query_scale=scale, qk_norm=QKNorm())
-    far = dataclasses.replace(local, window=None, rotary=slow)
-    return dataclasses.replace(common, pattern=(*[local] * 5, far), post_norms=True)
+    local_layer = LayerSpec(window=window, query_scale=scale, qk_norm=QKNorm())
+    global_layer = dataclasses.replace(local_layer, window=None, rotary=slow)
+    return dataclasses.replace(common, pattern=(*[local_layer] * 5, global_layer), post_norms=True)

@@ -21,7 +21,7 @@ METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 
 # In front of the names of the flat trees, and around trees that were saved with what holds them.
 _WRAPPERS = re.compile("^(params/)?(transformer/)?")
-_OTHER_SENSES = re.compile("SigLiP|vision_encoder/|audio_encoder/|embedder/(mm_|audio_)")
+_OTHER_MODALITIES = re.compile("SigLiP|vision_encoder/|audio_encoder/|embedder/(mm_|audio_)")
 # The nested trees have these arrays bare, the flat ones in a dict.
 _BARE = re.compile("/mlp/(gating_einsum|linear)$")
 
@@ -137,7 +137,7 @@ def _name(keys: tuple[str, ...], training_state: bool) -> str | None:
     if training_state and keys[0] != "params":
         return None
     name = _WRAPPERS.sub("", "/".join(keys))
-    if _OTHER_SENSES.match(name):
+    if _OTHER_MODALITIES.match(name):
         return None
     return name + "/w" if _BARE.search(name) else name
 

@@ -24,7 +24,7 @@ from rope_study.errors import UserError, nearest
 
 
 def read_fields(folder: Path) -> tuple[str, dict[str, Any], bool]:
-    """(model_type, its fields, whether other senses were around it) of a folder's config.json.
+    """(model_type, its fields, whether it is a part of a multimodal model), by config.json.
 
     Raises:
       UserError: no such file, not JSON, or a model_type that is not among FAMILIES.

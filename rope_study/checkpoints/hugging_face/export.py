@@ -209,14 +209,15 @@ def _by_window(config: DecoderConfig) -> tuple[list[LayerSpec], list[LayerSpec]]
 def _window_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
     if "sliding_window" not in FAMILIES[kind].defaults:
         return {}
-    local, _ = _by_window(config)
+    local_specs, _ = _by_window(config)
+    window = local_specs[0].window if local_specs else None
     if kind == "mistral":
-        return {"sliding_window": local[0].window if local else None}
+        return {"sliding_window": window}
     fields: dict[str, Any] = {
-        "sliding_window": local[0].window if local else 4096,
+        "sliding_window": window or 4096,
         "layer_types": [FULL if spec.window is None else SLIDING for spec in config.layer_specs],
     }
-    return fields | ({"use_sliding_window": bool(local)} if kind == "qwen3" else {})
+    return fields | ({"use_sliding_window": bool(local_specs)} if kind == "qwen3" else {})
 
 
 def _score_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
@@ -237,8 +238,8 @@ def _rope_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
     """For Gemma 3 and 4 by type of layer."""
     if kind not in ("gemma3_text", "gemma4_text"):
         return {"rope_parameters": parameters_of(config.layer_specs[0].rotary)}
-    local, far = _by_window(config)
-    by_type = {SLIDING: local or far, FULL: far or local}
+    local_specs, global_specs = _by_window(config)
+    by_type = {SLIDING: local_specs or global_specs, FULL: global_specs or local_specs}
     return {
         "rope_parameters": {
             layer_type: parameters_of(specs[0].rotary) for layer_type, specs in by_type.items()
@@ -249,14 +250,14 @@ def _rope_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
 def _gemma4_fields(config: DecoderConfig) -> dict[str, Any]:
     specs = config.layer_specs
     shapes = [config.of_layer(spec) for spec in specs]
-    _, far = _by_window(config)
+    _, global_specs = _by_window(config)
     return {
         "per_layer_config": {
             str(i): {"head_dim": shape.head_dim, "num_key_value_heads": shape.kv_heads}
             for i, shape in enumerate(shapes)
             if (shape.head_dim, shape.kv_heads) != (config.head_dim, config.kv_heads)
         },
-        "attention_k_eq_v": any(spec.keys_as_values for spec in far),
+        "attention_k_eq_v": any(spec.keys_as_values for spec in global_specs),
         "num_kv_shared_layers": sum(spec.keys_from is not None for spec in specs),
         "use_double_wide_mlp": any(shape.mlp_hidden != config.mlp_hidden for shape in shapes),
         "hidden_size_per_layer_input": config.per_layer_dim,

@@ -97,7 +97,7 @@ FAMILIES = {
     ),
 }
 
-# Models with other senses hold the text model's configuration under this key.
+# Models with other modalities hold the text model's configuration under this key.
 WRAPPERS = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 
 # Settings that would change the mathematics in ways that the decoder has no part for.

@@ -110,5 +110,5 @@ def _ignored(config: DecoderConfig, prefix: str, wrapped: bool) -> re.Pattern:
         if spec.keys_from is not None:
             patterns.append(rf"{layer}{i}\.self_attn\.[kv]_(proj|norm)\.weight$")
     if wrapped:
-        patterns.append(rf"^(?!{re.escape(prefix)})")  # other senses
+        patterns.append(rf"^(?!{re.escape(prefix)})")  # other modalities
     return re.compile("|".join(patterns))
