@@ -20,7 +20,8 @@ import safetensors.numpy
 
 from rope_study.checkpoints import runs
 from rope_study.checkpoints.hugging_face.export import config_fields
-from rope_study.checkpoints.weight_map import locate
+from rope_study.checkpoints.hugging_face.folder import spec_tables
+from rope_study.checkpoints.weight_map import make_weight_map, parameter_at
 from rope_study.decoder import Decoder, DecoderConfig, presets
 from rope_study.sharding import one_device
 
@@ -42,17 +43,15 @@ print(json.dumps({"before": before, "peak": peak(), "parameters": size,
 
 def write(config: DecoderConfig, folder: Path) -> int:
     """A random checkpoint in bf16, a file a layer; returns the bytes of the largest tensor."""
-    decoder = Decoder(config, one_device())
-    shapes = runs.abstract_params(decoder)
-    fields = config_fields(config)
-    (folder / "config.json").write_text(json.dumps(fields))
+    shapes = runs.abstract_params(Decoder(config, one_device()))
+    (folder / "config.json").write_text(json.dumps(config_fields(config)))
     files: dict[str, dict[str, tuple]] = {}
-    for path, places in locate(config, *folder.tables(config, "model.")).items():
-        shape = shapes[path[0]].shape if len(path) == 1 else shapes[path[0]][path[1]].shape
-        for i, stored in enumerate(places):
-            theirs = stored.their_shape(shape[-len(stored.ours) :])
+    for path, specs in make_weight_map(config, *spec_tables(config, "model.")).items():
+        shape = parameter_at(shapes, path).shape
+        for i, spec in enumerate(specs):
             file = f"layer-{i}.safetensors" if len(path) > 1 else "top.safetensors"
-            files.setdefault(file, {})[stored.name] = theirs
+            stored = spec.stored_shape(shape[-len(spec.axes) :])
+            files.setdefault(file, {})[spec.name] = stored
     random, largest = np.random.default_rng(0), 0
     for file, tensors in files.items():
         arrays = {
@@ -78,23 +77,23 @@ def load(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints one row."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", default="gemma_2b", choices=presets.PRESETS)
     parser.add_argument("--folder", help="where to write; a temporary folder if not given")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
-        largest = write(presets.get(args.preset), folder)
-        found = load(folder)
+        largest = write(presets.PRESETS.make(args.preset), folder)
+        measured = load(folder)
     finally:
         shutil.rmtree(folder)
-    gib = lambda key: found[key] / 2**30  # noqa: E731
+    gib = lambda key: measured[key] / 2**30  # noqa: E731
     above = gib("peak") - gib("before")
     print(
         f"{args.preset}: parameters {gib('parameters'):.2f} GiB, largest tensor"
         f" {largest / 2**30:.2f} GiB; loading adds {above:.2f} GiB at its peak,"
         f" {above / (gib('parameters') + largest / 2**30):.2f} of their sum,"
-        f" in {found['seconds']:.0f} s"
+        f" in {measured['seconds']:.0f} s"
     )
 
 

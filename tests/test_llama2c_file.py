@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from rope_study.checkpoints.llama2c import file
+from rope_study.checkpoints.llama2c.file import read
 from rope_study.errors import UserError
 
 # All sizes differ, so that no two axes can be exchanged: D=24, N=6, H=4, K=2.
@@ -59,11 +59,11 @@ def file(tmp_path):
 def test_every_array_is_in_its_place(tmp_path, shared):
     arrays = make_arrays(shared)
     path = write(tmp_path / "model.bin", arrays, vocab_size=7 if shared else -7)
-    header, read = file.read(str(path))
+    header, stored = read(str(path))
     assert dataclasses.asdict(header) == FIELDS | {"shared_classifier": shared}
     assert (header.head_dim, header.kv_dim) == (4, 8)
-    assert list(read) == [name for name in arrays if name not in ("cos", "sin")]
-    for name, array in read.items():
+    assert list(stored) == [name for name in arrays if name not in ("cos", "sin")]
+    for name, array in stored.items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)
         assert isinstance(array, np.memmap) and not array.flags.writeable
@@ -75,24 +75,24 @@ def test_a_size_that_is_not_the_headers(file):
         file.write_bytes(content)
         message = rf"model.bin holds {len(content):,} bytes and its header asks for {len(whole):,}"
         with pytest.raises(UserError, match=message):
-            file.read(file)
+            read(file)
 
 
 def test_wcls_must_be_there_exactly_if_the_header_says_so(tmp_path):
     for shared, vocab_size in ((True, -7), (False, 7)):
         path = write(tmp_path / "model.bin", make_arrays(shared), vocab_size=vocab_size)
         with pytest.raises(UserError, match="its header asks for"):
-            file.read(path)
+            read(path)
 
 
 def test_what_is_no_file_or_has_no_header(tmp_path):
     with pytest.raises(UserError, match=r"none.bin is not a file: give the path of a model.bin"):
-        file.read(tmp_path / "none.bin")
+        read(tmp_path / "none.bin")
     with pytest.raises(UserError, match="is not a file"):
-        file.read(tmp_path)
+        read(tmp_path)
     (tmp_path / "short.bin").write_bytes(b"\1" * 27)
     with pytest.raises(UserError, match=r"short.bin holds 27 bytes, the header .* has 28"):
-        file.read(tmp_path / "short.bin")
+        read(tmp_path / "short.bin")
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_what_is_no_file_or_has_no_header(tmp_path):
 def test_headers_that_no_model_has(tmp_path, changed, message):
     path = write(tmp_path / "model.bin", {}, **changed)
     with pytest.raises(UserError, match=rf"model.bin is no model.bin of llama2.c: {message}"):
-        file.read(path)
+        read(path)
 
 
 def test_later_versions_are_named(tmp_path):
     path = write(tmp_path / "model.bin", {}, dim=0x616B3432, hidden_dim=2)
     with pytest.raises(UserError, match=r"is of version 2 of llama2.c's format, only version 0"):
-        file.read(path)
+        read(path)

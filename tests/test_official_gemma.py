@@ -12,8 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rope_study import checkpoints
-from rope_study.checkpoints.gemma_orbax import gemma
-from rope_study.checkpoints.gemma_orbax.tree import OrbaxTree, is_orbax
+from rope_study.checkpoints.gemma_orbax import OrbaxTree, gemma, is_orbax
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 
@@ -60,7 +59,7 @@ def nest(flat):
 def decoder_config(name):
     """By the peer's own configuration: sizes this small were never released."""
     config = peer(name)[2]
-    return gemma.config(
+    return gemma.decoder_config(
         GENERATION[name],
         gemma.infer_shapes(OrbaxTree(DATA / name)),
         window=config["sliding_window_size"],

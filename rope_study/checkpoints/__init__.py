@@ -1,7 +1,11 @@
-"""Checkpoints: a path in, a decoder with its parameters out; and out to Hugging Face."""
+"""Checkpoints: a path in, a decoder with its parameters out; and out to Hugging Face.
+
+Takes runs of this project, Hugging Face folders, official Gemma and llama2.c files (load.py).
+To add a format: a folder that gives an OpenCheckpoint (weight_map.py), and a line in load.py.
+"""
 
 from rope_study.checkpoints.compare import compare
-from rope_study.checkpoints.hugging_face.folder import export
+from rope_study.checkpoints.hugging_face import export
 from rope_study.checkpoints.load import load, load_tokenizer
 
 __all__ = ["compare", "export", "load", "load_tokenizer"]

@@ -1,10 +1,12 @@
 """Parameters from a checkpoint of another format, array by array straight to where they will live.
 
-The host never holds more than the arrays that are done and the one it reads: each goes to its
-devices at once, and the layers of a stack into an array that is there already.
+Each process reads what its own devices hold. The host never holds more than the arrays that are
+done and the one it reads: each goes to its devices at once, and the layers of a stack into an array
+that is there already.
 """
 
 import functools
+import math
 import re
 import sys
 
@@ -14,7 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from rope_study.checkpoints.runs import abstract_params
-from rope_study.checkpoints.weight_map import Located, Reader, Stored
+from rope_study.checkpoints.weight_map import (
+    Index,
+    Reader,
+    TensorSpec,
+    WeightMap,
+    parameter_at,
+)
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.sharding import is_main_process
@@ -24,9 +32,9 @@ Array = jax.Array
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def fill(
+def assemble(
     decoder: Decoder,
-    located: Located,
+    weight_map: WeightMap,
     reader: Reader,
     dtype: str | None = None,
     label: str = "loading",
@@ -35,7 +43,7 @@ def fill(
 
     Args:
       decoder: with a layout.
-      located: where every array is.
+      weight_map: where every array is.
       reader: reads the arrays.
       dtype: of the parameters; as stored where not given.
       label: names the progress bar.
@@ -46,48 +54,47 @@ def fill(
     """
     check_dtype(dtype)
     shapes = abstract_params(decoder)
-    check(located, shapes, reader)
-    total = sum(_bytes(reader, stored) for places in located.values() for stored in places)
+    check_shapes(weight_map, shapes, reader)
+    total = sum(_bytes(reader, spec) for specs in weight_map.values() for spec in specs)
     params: dict = {}
     with _progress(total, label) as bar:
-        for path, places in located.items():
-            wanted = functools.reduce(lambda tree, key: tree[key], path, shapes)
-            into = params
+        for path, specs in weight_map.items():
+            branch = params
             for key in path[:-1]:
-                into = into.setdefault(key, {})
-            into[path[-1]] = _read(places, wanted, reader, dtype, bar)
+                branch = branch.setdefault(key, {})
+            branch[path[-1]] = _read(specs, parameter_at(shapes, path), reader, dtype, bar)
     return params
 
 
 def check_dtype(dtype: str | None) -> None:
     """Refuses a name of no type that parameters may have."""
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}", "dtype")
 
 
-def check(located: Located, shapes: dict, reader: Reader) -> None:
+def check_shapes(weight_map: WeightMap, shapes: dict, reader: Reader) -> None:
     """Refuses a checkpoint that lacks an array or has one of another shape; reads no data."""
     names = set(reader.names)
-    for path, places in located.items():
-        shape = functools.reduce(lambda tree, key: tree[key], path, shapes).shape
-        for stored in places:
-            if stored.name not in names:
+    for path, specs in weight_map.items():
+        shape = parameter_at(shapes, path).shape
+        for spec in specs:
+            if spec.name not in names:
                 raise UserError(
-                    f"{reader.where(stored.name)}: tensor {stored.name!r} is missing, which the"
+                    f"{reader.where(spec.name)}: tensor {spec.name!r} is missing, which the"
                     f" decoder needs as {'.'.join(path)}"
                 )
-            found = reader.shape(stored.name)[len(stored.part) :]
-            expected = stored.their_shape(shape[-len(stored.ours) :])
-            if found != expected:
+            stored = _shape(reader, spec)
+            expected = spec.stored_shape(shape[-len(spec.axes) :])
+            if stored != expected:
                 raise UserError(
-                    f"{reader.where(stored.name)}: tensor {stored.name!r} has shape {found}, and"
+                    f"{reader.where(spec.name)}: tensor {spec.name!r} has shape {stored}, and"
                     f" the configuration asks for {expected}"
                 )
 
 
-def refuse_extra(located: Located, reader: Reader, ignored: re.Pattern | None = None) -> None:
+def refuse_extra(weight_map: WeightMap, reader: Reader, ignored: re.Pattern | None = None) -> None:
     """Refuses a checkpoint that has arrays which the decoder would leave out."""
-    used = {stored.name for places in located.values() for stored in places}
+    used = {spec.name for specs in weight_map.values() for spec in specs}
     for name in reader.names:
         if name not in used and not (ignored and ignored.search(name)):
             raise UserError(
@@ -97,28 +104,34 @@ def refuse_extra(located: Located, reader: Reader, ignored: re.Pattern | None = 
 
 
 def _read(
-    places: list[Stored], wanted: jax.ShapeDtypeStruct, reader: Reader, dtype: str | None, bar: tqdm
+    specs: list[TensorSpec],
+    target: jax.ShapeDtypeStruct,
+    reader: Reader,
+    dtype: str | None,
+    bar: tqdm,
 ) -> Array:
     """One array of the parameters, on its devices."""
-    dtype = jnp.dtype(dtype or reader.dtype(places[0].name))
-    rank = len(places[0].ours)
-    if len(wanted.shape) == rank:
-        return _place(_ours(places[0], wanted.shape, reader, dtype, bar), wanted.sharding)
-    sharding = jax.sharding.NamedSharding(
-        wanted.sharding.mesh, jax.sharding.PartitionSpec(*_whole(wanted)[1:])
-    )
-    stack = jnp.zeros(wanted.shape, dtype, device=wanted.sharding)
-    for i, stored in enumerate(places):
-        layer = _ours(stored, wanted.shape[1:], reader, dtype, bar)
+    cast = jnp.dtype(dtype or reader.dtype(specs[0].name))
+    if len(target.shape) == len(specs[0].axes):
+        return _place(specs[0], target, reader, cast, bar)
+    layer = _without_first_axis(target)
+    stack = jnp.zeros(target.shape, cast, device=target.sharding)
+    for i, spec in enumerate(specs):
         # Done before the next is read: dispatch is asynchronous and would run ahead of the copies.
-        stack = _set_layer(stack, _place(layer, sharding), i).block_until_ready()
+        stack = _set_layer(stack, _place(spec, layer, reader, cast, bar), i).block_until_ready()
     return stack
 
 
-def _whole(wanted: jax.ShapeDtypeStruct) -> tuple:
-    """The sharding's axes, None for those it leaves out."""
-    spec = tuple(wanted.sharding.spec)
-    return spec + (None,) * (len(wanted.shape) - len(spec))
+def _without_first_axis(stacked: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """One layer of a stack: its shape and sharding."""
+    sharding = stacked.sharding
+    assert isinstance(sharding, jax.sharding.NamedSharding)
+    spec = jax.sharding.PartitionSpec(*tuple(sharding.spec)[1:])
+    return jax.ShapeDtypeStruct(
+        stacked.shape[1:],
+        stacked.dtype,
+        sharding=jax.sharding.NamedSharding(sharding.mesh, spec),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -126,23 +139,30 @@ def _set_layer(stack: Array, layer: Array, i: int) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stack, layer, i, axis=0)
 
 
-def _ours(
-    stored: Stored, shape: tuple[int, ...], reader: Reader, dtype: np.dtype, bar: tqdm
-) -> np.ndarray:
-    array = stored.to_ours(reader.read(stored.name), shape).astype(dtype, copy=False)
-    bar.update(_bytes(reader, stored))
-    return array
+def _place(
+    spec: TensorSpec, target: jax.ShapeDtypeStruct, reader: Reader, dtype: np.dtype, bar: tqdm
+) -> Array:
+    """One array of the checkpoint on its devices; each process reads what its own hold, once."""
+    pieces: dict[str, np.ndarray] = {}  # devices that hold the same share one
+
+    def read(index: Index | None) -> np.ndarray:
+        assert index is not None
+        if str(index) not in pieces:
+            piece = spec.read(reader, target.shape, index)
+            pieces[str(index)] = piece.astype(dtype, copy=False)
+        return pieces[str(index)]
+
+    placed = jax.make_array_from_callback(target.shape, target.sharding, read)
+    bar.update(_bytes(reader, spec))
+    return placed.block_until_ready()  # so that the host can let go of the pieces
 
 
-def _place(array: np.ndarray, sharding: jax.sharding.Sharding) -> Array:
-    """Each process gives its devices their parts."""
-    placed = jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-    return placed.block_until_ready()  # so that the host can let go of it
+def _shape(reader: Reader, spec: TensorSpec) -> tuple[int, ...]:
+    return reader.shape(spec.name)[len(spec.part) :]
 
 
-def _bytes(reader: Reader, stored: Stored) -> int:
-    shape = reader.shape(stored.name)[len(stored.part) :]
-    return int(np.prod(shape)) * np.dtype(reader.dtype(stored.name)).itemsize
+def _bytes(reader: Reader, spec: TensorSpec) -> int:
+    return math.prod(_shape(reader, spec)) * np.dtype(reader.dtype(spec.name)).itemsize
 
 
 def _progress(total: int, label: str) -> tqdm:

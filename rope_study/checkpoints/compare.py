@@ -1,7 +1,7 @@
 """Where a decoder first differs from a peer: the tool for porting a model.
 
 The peer's activations go into one dictionary (docs/checkpoints.md shows how to catch them in
-Transformers); names are those of rope_study.layer.HOOK_POINTS behind their layer:
+Transformers); names are those of decoder.HOOK_POINTS behind their layer:
 
     golden = {"tokens": ..., "embedding": ..., "layer_0/q_rotated": ..., "layer_0/residual": ...,
               "logits": ...}
@@ -56,8 +56,8 @@ class Comparison:
             mark = "" if row.agrees else "  DIFFERS" + (f": {row.hint}" if row.hint else "")
             lines.append(f"{row.name:<{width}}  {row.difference:14.3g}  {row.scale:10.3g}{mark}")
         first = self.first_difference
-        told = f"first difference: {first}" if first else "everything agrees"
-        return "\n".join([*lines, f"{told} (tolerance {self.tolerance:g})"])
+        verdict = f"first difference: {first}" if first else "everything agrees"
+        return "\n".join([*lines, f"{verdict} (tolerance {self.tolerance:g})"])
 
 
 def compare(
@@ -83,15 +83,15 @@ def compare(
             golden = dict(file)
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
-    wanted = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
+    expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
     config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
     ours = activations(Decoder(config), params, jnp.asarray(golden["tokens"]))
-    for name, value in wanted.items():
+    for name, value in expected.items():
         if name not in ours:
             raise UserError(f"the decoder has no {name!r} to compare.{nearest(name, ours)}")
         if value.shape != ours[name].shape:
             raise UserError(f"{name} is {ours[name].shape} here and {value.shape} in golden")
-    rows = [_row(name, ours[name], wanted[name], tolerance) for name in ours if name in wanted]
+    rows = [_row(name, ours[name], expected[name], tolerance) for name in ours if name in expected]
     if not rows:
         raise UserError("golden holds nothing but tokens: add activations or logits")
     return Comparison(tuple(rows), tolerance)
@@ -103,14 +103,15 @@ def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, 
     @jax.jit
     def run(params: dict):
         apply = lambda *args, **kw: decoder.apply({"params": params}, tokens, *args, **kw)  # noqa: E731
-        logits, aux = apply(probes=[Probe("seen", COMPARED, _everything)])
-        return apply(method="embed"), aux["seen"], logits
+        logits, aux = apply(probes=[Probe("all", COMPARED, _everything)])
+        return apply(method="embed"), aux["all"], logits
 
     embedding, layers, logits = run(params)
-    found = {"embedding": embedding}
+    by_name = {"embedding": embedding}
     for i, layer in enumerate(layers):
-        found |= {f"layer_{i}/{name}": layer[name] for name in COMPARED if name in layer}
-    return {name: np.asarray(value) for name, value in (found | {"logits": logits}).items()}
+        by_name |= {f"layer_{i}/{name}": layer[name] for name in COMPARED if name in layer}
+    by_name["logits"] = logits
+    return {name: np.asarray(value) for name, value in by_name.items()}
 
 
 def _everything(activations: Mapping, weights: jax.Array) -> dict:

@@ -4,12 +4,9 @@ import os
 from pathlib import Path
 
 from rope_study import data, sharding
-from rope_study.checkpoints import assemble, runs
-from rope_study.checkpoints.gemma_orbax import gemma
-from rope_study.checkpoints.gemma_orbax.tree import is_orbax
-from rope_study.checkpoints.hugging_face import folder
-from rope_study.checkpoints.llama2c import model
-from rope_study.checkpoints.weight_map import Located, Released
+from rope_study.checkpoints import gemma_orbax, hugging_face, llama2c, runs
+from rope_study.checkpoints.assemble import assemble, check_dtype, check_shapes, refuse_extra
+from rope_study.checkpoints.weight_map import OpenCheckpoint, WeightMap
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
@@ -45,9 +42,9 @@ def load(
         that it does not have. Nothing is made up: an array that is missing is an error.
     """
     path = Path(path).expanduser()
-    assemble.check_dtype(dtype)
-    if step is None and (opened := _open(path, config)) is not None:
-        return _load(opened, rotary, dtype, mesh)
+    check_dtype(dtype)
+    if step is None and (checkpoint := _open(path, config)) is not None:
+        return _load(checkpoint, rotary, dtype, mesh)
     return runs.load(path, rotary=rotary, step=step, mesh=mesh, dtype=dtype)
 
 
@@ -57,28 +54,26 @@ def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
     if (path / runs.MODEL_FILE).exists():
         return runs.load_tokenizer(path)
     folder = path.parent if path.is_file() else path
-    official = not (folder / "config.json").exists() and is_orbax(folder)
-    # Kaggle's archives have the tokenizer beside the folder of the arrays.
-    beside = (
-        official and not list(folder.glob("tokenizer*")) and list(folder.parent.glob("*.model"))
-    )
-    return data.load_tokenizer(folder.parent if beside else folder)
+    official = not (folder / "config.json").exists() and gemma_orbax.is_orbax(folder)
+    if official and not list(folder.glob("tokenizer*")) and list(folder.parent.glob("*.model")):
+        folder = folder.parent  # Kaggle's archives have it beside the folder of the arrays
+    return data.load_tokenizer(folder)
 
 
-def _open(path: Path, config: DecoderConfig | None) -> Released | None:
+def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
     """The checkpoint of another format, or None for a run of this project."""
     if path.is_file():
         if path.suffix == ".bin":
-            return model.open_checkpoint(path)
+            return llama2c.open_checkpoint(path)
         raise UserError(f"{path} is a file: {RECOGNISED}")
     if (path / runs.MODEL_FILE).exists():
         return None
     if (path / "config.json").exists():
-        return folder.open_checkpoint(path)
+        return hugging_face.open_checkpoint(path)
     if list(path.glob(f"*/{runs.MODEL_FILE}")):  # a study: its error names the runs below
         return None
-    if is_orbax(path):
-        return gemma.open_checkpoint(path, config)
+    if gemma_orbax.is_orbax(path):
+        return gemma_orbax.open_checkpoint(path, config)
     if not path.exists():
         return None
     raise UserError(f"no checkpoint in {path}: {RECOGNISED}")
@@ -91,25 +86,29 @@ RECOGNISED = (
 
 
 def _load(
-    opened: Released, rotary: Rotary | str | None, dtype: str | None, mesh: str
+    checkpoint: OpenCheckpoint, rotary: Rotary | str | None, dtype: str | None, mesh: str
 ) -> tuple[Decoder, dict]:
-    trained = opened.config
+    trained = checkpoint.config
     config = trained if rotary is None else variants.apply(trained, rotary)[1]
     layout = fit_layout(config, sharding.make_layout(mesh))
+    weight_map, reader = checkpoint.weight_map(trained), checkpoint.reader
+    check_shapes(weight_map, runs.abstract_params(Decoder(trained, layout)), reader)
+    refuse_extra(weight_map, reader, checkpoint.ignored)
+    if rotary is not None:
+        weight_map = _changed_weight_map(config, checkpoint, rotary)
     decoder = Decoder(config, layout)
-    whole = opened.locate(trained)
-    assemble.check(whole, runs.abstract_params(Decoder(trained, layout)), opened.reader)
-    assemble.refuse_extra(whole, opened.reader, opened.ignored)
-    located = whole if rotary is None else _locate_changed(config, opened, rotary)
-    return decoder, assemble.fill(decoder, located, opened.reader, dtype, f"loading {opened.name}")
+    return decoder, assemble(decoder, weight_map, reader, dtype, f"loading {checkpoint.name}")
 
 
-def _locate_changed(config: DecoderConfig, opened: Released, rotary: Rotary | str) -> Located:
+def _changed_weight_map(
+    config: DecoderConfig, checkpoint: OpenCheckpoint, rotary: Rotary | str
+) -> WeightMap:
     """Where the arrays are for another encoding; refuses one that needs arrays of its own."""
     try:
-        return opened.locate(config)
+        return checkpoint.weight_map(config)
     except UserError as error:
         raise UserError(
             f"rotary={rotary!r} needs arrays that this checkpoint does not have ({error}); choose"
-            " one without arrays of its own"
+            " one without arrays of its own",
+            "rotary",
         ) from error

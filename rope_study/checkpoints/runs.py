@@ -6,6 +6,7 @@ shardings, so what 8 devices saved, one restores, and the other way round.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rope_study import data, rotary, sharding
@@ -34,7 +34,7 @@ def load(
     mesh: str = "fsdp=-1",
     dtype: str | None = None,
 ) -> tuple[Decoder, dict]:
-    """The decoder of a run and its trained parameters; see formats.load.
+    """The decoder of a run and its trained parameters; see load.load.
 
     Raises:
       UserError: no run at that path, no such checkpoint in it, or `rotary` needs arrays that were
@@ -43,37 +43,39 @@ def load(
     config, trained = read_model(path, rotary), read_model(path)
     layout = fit_layout(config, sharding.make_layout(mesh))
     decoder = Decoder(config, layout)
-    wanted, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
-    check_trained(wanted, saved, rotary)
+    needed, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
+    check_trained(needed, saved, rotary)
     with Manager(Path(path)) as manager:
         step = manager.latest() if step is None else step
         if step not in manager.steps():
             raise UserError(
                 f"no checkpoint of step {step} in {path}: there are"
-                f" {manager.steps() or 'none'}; give step="
+                f" {manager.steps() or 'none'}; give step=",
+                "step",
             )
         if dtype is not None:
             saved = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), saved)
         params = manager.restore(step, {PARAMS: saved})[PARAMS]
-    return decoder, _only(params, wanted)
+    return decoder, _only(params, needed)
 
 
-def check_trained(wanted: dict, saved: dict, rotary: Rotary | str | None) -> None:
+def check_trained(needed: dict, saved: dict, rotary: Rotary | str | None) -> None:
     """Refuses an encoding that needs arrays which the checkpoint does not have."""
-    have = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
-        if have.get(path) != leaf.shape:
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(needed):
+        if shapes.get(path) != leaf.shape:
             raise UserError(
                 f"rotary={rotary!r} needs {jax.tree_util.keystr(path)} of shape {leaf.shape}, which"
-                " this run did not train; choose one without arrays of its own"
+                " this run did not train; choose one without arrays of its own",
+                "rotary",
             )
 
 
-def _only(params: dict, wanted: dict) -> dict:
+def _only(params: Mapping, needed: Mapping) -> dict:
     """Without the arrays that the other encoding does not have."""
     return {
         name: _only(params[name], value) if isinstance(value, Mapping) else params[name]
-        for name, value in wanted.items()
+        for name, value in needed.items()
     }
 
 
@@ -85,8 +87,10 @@ def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
 
 def abstract_params(decoder: Decoder) -> dict:
     """Shapes, dtypes and shardings of the decoder's parameters; nothing is allocated."""
-    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    boxed = jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
+    # `setup` declares every array; a forward pass would be traced for nothing.
+    declare = functools.partial(decoder.init, method=lambda module: module.embedding)
+    boxed = jax.eval_shape(declare, jax.random.key(0))["params"]
+    assert decoder.layout is not None
     return abstract(boxed, decoder.layout.tree(boxed))
 
 
@@ -166,24 +170,24 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     return fields | {"pattern": [_write_layer(spec) for spec in config.pattern]}
 
 
-def _write_layer(spec: LayerSpec) -> dict:
-    """Every field as JSON: the encoding and the parts by name, the rest as it is."""
+def _write_layer(spec: LayerSpec) -> dict[str, Any]:
+    """Every field as JSON: the encoding and the components by name, the rest as it is."""
     fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
     named = {name: fields[name] and fields[name].name for name in variants.COMPONENTS}
     return fields | named | {"rotary": rotary.name_of(spec.rotary)}
 
 
-def _read_layer(layer: dict, replaced: bool) -> LayerSpec:
+def _read_layer(layer: dict[str, Any], replaced: bool) -> LayerSpec:
     named = {name: layer[name] for name in variants.COMPONENTS if layer[name] is not None}
-    components = {name: variants.REGISTRIES[name].make(text) for name, text in named.items()}
-    encoding = LayerSpec().rotary if replaced else rotary.parse(layer["rotary"])
-    return LayerSpec(**layer | components | {"rotary": encoding})
+    fields = layer | {name: variants.REGISTRIES[name].make(text) for name, text in named.items()}
+    fields["rotary"] = LayerSpec().rotary if replaced else rotary.parse(layer["rotary"])
+    return LayerSpec(**fields)
 
 
 def _read_json(path: str | os.PathLike) -> dict:
     file = Path(path) / MODEL_FILE
     if not file.exists():
-        runs = sorted(str(found.parent) for found in Path(path).glob(f"*/{MODEL_FILE}"))
+        runs = sorted(str(model.parent) for model in Path(path).glob(f"*/{MODEL_FILE}"))
         hint = f"; runs below it: {', '.join(runs)}" if runs else ""
         raise UserError(f"no run at {path}: {file} does not exist{hint}")
     return json.loads(file.read_text())

@@ -183,9 +183,9 @@ def _activate(x: Array, config: DecoderConfig) -> Array:
     return jax.nn.silu(x) if config.activation == "silu" else jax.nn.gelu(x, approximate=True)
 
 
-def _project(equation: str, x: Array, softmaxt: Array) -> Array:
-    """A product of x with a softmaxt, in x's dtype."""
-    return jnp.einsum(equation, x, softmaxt.astype(x.dtype), precision=attention.precision(x.dtype))
+def _project(equation: str, x: Array, weight: Array) -> Array:
+    """A product of x with a weight, in x's dtype."""
+    return jnp.einsum(equation, x, weight.astype(x.dtype), precision=attention.precision(x.dtype))
 
 
 # --- parameters -------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def layer_parameters(config: DecoderConfig, spec: LayerSpec) -> dict[str, Parame
 
 
 def norm_scale(config: DecoderConfig, size: int | None = None) -> Parameter:
-    """The softmaxt of an RMSNorm, which starts by changing nothing."""
+    """The weight of an RMSNorm, which starts by changing nothing."""
     return Parameter(
         (size or config.d_model,), (None,), constant=1 - config.norm_offset, decay=False
     )

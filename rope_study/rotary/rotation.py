@@ -3,6 +3,8 @@
 head_dim = d, pairs k = 1..d/2. B batch, T length, N heads, H head_dim.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from rope_study.errors import UserError
 
 Array = jax.Array
+Numbers = TypeVar("Numbers", jax.Array, np.ndarray)
 
 LAYOUTS = ("half_split", "interleaved")
 
@@ -38,7 +41,7 @@ def unpairs(first: Array, second: Array) -> Array:
     return jnp.concatenate([first, second], axis=-1)
 
 
-def convert_layout(x: Array, source: str, target: str) -> Array:
+def convert_layout(x: Numbers, source: str, target: str) -> Numbers:
     """Moves every pair to where another layout keeps it, along the last axis.
 
     Half-split (this project, Gemma, Transformers) pairs dimension i with i + H/2; interleaved

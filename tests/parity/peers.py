@@ -7,7 +7,7 @@ import torch
 import transformers
 from transformers import AttentionInterface
 
-from rope_study.checkpoints.hugging_face.config import FULL, SLIDING
+from rope_study.checkpoints.hugging_face.rope import FULL, SLIDING
 
 SHAPES = {
     "vocab_size": 128, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4,
@@ -119,7 +119,7 @@ def run(model, tokens):
         scale = scaling * math.sqrt(query.shape[-1])
         for name, x in (("q_rotated", query * scale), ("k_rotated", key), ("v", value)):
             caught[f"layer_{module.layer_idx}/{name}"] = x.transpose(1, 2)
-        caught[f"layer_{module.layer_idx}/mixed"] = mixed
+        caught[f"layer_{module.layer_idx}/attention_output"] = mixed
         return mixed.contiguous(), weights
 
     AttentionInterface.register("caught", attention)

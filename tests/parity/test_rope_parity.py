@@ -1,9 +1,10 @@
 """Encodings against the functions of Transformers themselves: frequencies and rotated vectors.
 
-Frequencies agree within 1e-6. Rotated vectors agree within 1e-6 where Transformers' own phases do:
-it multiplies position and frequency in float32, which is off by 6e-5 radians at position 1024 and
-2e-3 at 32k. So vectors are compared up to position 1024, with that much more allowed; positions up
-to a million are compared with float64, in tests/test_encodings.py.
+Frequencies agree within 1e-6 (measured: 3.2e-7 for Llama 3, 1.3e-7 for all others). Rotated vectors
+agree within 1e-6 where Transformers' own phases do: it multiplies position and frequency in
+float32, which is off by 6e-5 radians at position 1024 and 2e-3 at 32k. So vectors are compared up
+to position 1024, with that much more allowed (measured: three quarters of it); positions up to a
+million are compared with float64, in tests/test_encodings.py.
 """
 
 import jax.numpy as jnp
@@ -181,7 +182,7 @@ CASES = {
             None,
             {"rope_type": "proportional", "rope_theta": 1e6} | {"partial_rotary_factor": 0.25},
         ),
-        rotary.proportional_rope(),
+        rotary.p_rope(0.25, 1e6),
     ),
     "proportional_factor": (
         (
@@ -191,7 +192,7 @@ CASES = {
             {"rope_type": "proportional", "rope_theta": 1e4, "factor": 4.0}
             | {"partial_rotary_factor": 0.75},
         ),
-        rotary.proportional_rope(0.75, 4, 1e4),
+        rotary.p_rope(0.75, 1e4, factor=4),
     ),
 }
 
@@ -306,7 +307,7 @@ def test_gemma3_rotates_alike_in_each_layer_type(layer_type):
 
 GEMMA4 = {  # head_dim and rotary differ by layer type
     "sliding_attention": (256, rotary.rope(10_000)),
-    "full_attention": (512, rotary.proportional_rope(0.25, 1, 1e6)),
+    "full_attention": (512, rotary.p_rope(0.25, 1e6)),
 }
 
 
@@ -319,8 +320,6 @@ def test_gemma4_rotates_alike_in_each_layer_type(layer_type):
     np.testing.assert_allclose(encoding.inverse_frequencies(head_dim), inverse, rtol=1e-6)
     if layer_type == "full_attention":
         assert encoding.inverse_frequencies(head_dim).nonzero()[0].size == 64
-        same = rotary.p_rope(0.25, 1e6).inverse_frequencies(head_dim)
-        np.testing.assert_array_equal(encoding.inverse_frequencies(head_dim), same)
     cos, sin = module_tables(module, layer_type=layer_type)
     for x in vectors(head_dim):
         rotated = modeling_gemma4.apply_rotary_pos_emb(to_torch(x), cos, sin)
@@ -389,7 +388,7 @@ def test_dynamic_ntk_of_llama_rotates_alike_at_either_length(longest):
 
 def test_fope_coefficients_have_the_deviation_of_torch():
     """The released code draws them with torch.nn.init.xavier_normal_ on [heads, D, M]."""
-    from rope_study.fope import fope
+    from rope_study.rotary import fope
 
     for heads in (1, 8):
         noise = fope(2048, sigma=0.3, heads=heads).mixtures(64) - np.eye(21)

@@ -1,6 +1,6 @@
 """Official Gemma checkpoints for Flax (Kaggle's "flax" variations) of Gemma 1, 2 and 3.
 
-docs/official_gemma.md has the trees and where each fact comes from. Axes: D width, N heads,
+docs/official_gemma.md has the trees and where each fact comes from. Axes: D d_model, N heads,
 K kv_heads, H head_dim, F mlp_hidden, V vocabulary.
 """
 
@@ -9,10 +9,15 @@ import functools
 import os
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from rope_study import rotary
 from rope_study.checkpoints.gemma_orbax.tree import OrbaxTree
-from rope_study.checkpoints.weight_map import Released, Stored, locate
+from rope_study.checkpoints.weight_map import (
+    OpenCheckpoint,
+    TensorSpec,
+    make_weight_map,
+)
 from rope_study.decoder import DecoderConfig, LayerSpec
 from rope_study.decoder.attention_scores import SoftCap
 from rope_study.decoder.norms import QKNorm
@@ -20,40 +25,40 @@ from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 
 TOP = {
-    "embedding": Stored("embedder/input_embedding", "vd", ("v", "d")),
-    "final_norm": Stored("final_norm/scale", "d", ("d",)),
+    "embedding": TensorSpec("embedder/input_embedding", "vd", ("v", "d")),
+    "final_norm": TensorSpec("final_norm/scale", "d", ("d",)),
 }
 LAYER = {
-    "attention_norm": Stored("layer_{i}/pre_attention_norm/scale", "d", ("d",)),
-    "o": Stored("layer_{i}/attn/attn_vec_einsum/w", "nhd", ("n", "h", "d")),
-    "mlp_norm": Stored("layer_{i}/pre_ffw_norm/scale", "d", ("d",)),
-    "down": Stored("layer_{i}/mlp/linear/w", "fd", ("f", "d")),
-    "post_attention_norm": Stored("layer_{i}/post_attention_norm/scale", "d", ("d",)),
-    "post_mlp_norm": Stored("layer_{i}/post_ffw_norm/scale", "d", ("d",)),
-    "q_norm": Stored("layer_{i}/attn/_query_norm/scale", "h", ("h",)),
-    "k_norm": Stored("layer_{i}/attn/_key_norm/scale", "h", ("h",)),
+    "attention_norm": TensorSpec("layer_{i}/pre_attention_norm/scale", "d", ("d",)),
+    "o": TensorSpec("layer_{i}/attn/attn_vec_einsum/w", "nhd", ("n", "h", "d")),
+    "mlp_norm": TensorSpec("layer_{i}/pre_ffw_norm/scale", "d", ("d",)),
+    "down": TensorSpec("layer_{i}/mlp/linear/w", "fd", ("f", "d")),
+    "post_attention_norm": TensorSpec("layer_{i}/post_attention_norm/scale", "d", ("d",)),
+    "post_mlp_norm": TensorSpec("layer_{i}/post_ffw_norm/scale", "d", ("d",)),
+    "q_norm": TensorSpec("layer_{i}/attn/_query_norm/scale", "h", ("h",)),
+    "k_norm": TensorSpec("layer_{i}/attn/_key_norm/scale", "h", ("h",)),
 }
 _KV, _QKV = "layer_{i}/attn/kv_einsum/w", "layer_{i}/attn/qkv_einsum/w"
 SPLIT_QKV = {
-    "q": Stored("layer_{i}/attn/q_einsum/w", "dnh", ("n", "d", "h")),
-    "k": Stored(_KV, "dkh", ("k", "d", "h"), part=(0,)),
-    "v": Stored(_KV, "dkh", ("k", "d", "h"), part=(1,)),
+    "q": TensorSpec("layer_{i}/attn/q_einsum/w", "dnh", ("n", "d", "h")),
+    "k": TensorSpec(_KV, "dkh", ("k", "d", "h"), part=(0,)),
+    "v": TensorSpec(_KV, "dkh", ("k", "d", "h"), part=(1,)),
 }
 # Where there are as many key/value heads as heads (Gemma 7B).
 FUSED_QKV = {
-    "q": Stored(_QKV, "dnh", ("n", "d", "h"), part=(0,)),
-    "k": Stored(_QKV, "dkh", ("k", "d", "h"), part=(1,)),
-    "v": Stored(_QKV, "dkh", ("k", "d", "h"), part=(2,)),
+    "q": TensorSpec(_QKV, "dnh", ("n", "d", "h"), part=(0,)),
+    "k": TensorSpec(_QKV, "dkh", ("k", "d", "h"), part=(1,)),
+    "v": TensorSpec(_QKV, "dkh", ("k", "d", "h"), part=(2,)),
 }
 _GATING = "layer_{i}/mlp/gating_einsum/w"
 GATING = {
-    "gate": Stored(_GATING, "df", ("d", "f"), part=(0,)),
-    "up": Stored(_GATING, "df", ("d", "f"), part=(1,)),
+    "gate": TensorSpec(_GATING, "df", ("d", "f"), part=(0,)),
+    "up": TensorSpec(_GATING, "df", ("d", "f"), part=(1,)),
 }
 # Gemma 2 9B and 27B, and every Gemma 3.
 TRANSPOSED_GATING = {
-    "gate": Stored(_GATING, "df", ("f", "d"), part=(0,)),
-    "up": Stored(_GATING, "df", ("f", "d"), part=(1,)),
+    "gate": TensorSpec(_GATING, "df", ("f", "d"), part=(0,)),
+    "up": TensorSpec(_GATING, "df", ("f", "d"), part=(1,)),
 }
 FOREIGN = {
     "skip_scale": "Gemma 4: load its Hugging Face folder",
@@ -63,7 +68,7 @@ FOREIGN = {
 }
 
 
-def open_checkpoint(path: str | os.PathLike, config: DecoderConfig | None = None) -> Released:
+def open_checkpoint(path: str | os.PathLike, config: DecoderConfig | None = None) -> OpenCheckpoint:
     """The checkpoint at a path; nothing is read but names and shapes.
 
     Args:
@@ -85,24 +90,24 @@ def open_checkpoint(path: str | os.PathLike, config: DecoderConfig | None = None
             )
     layer = LAYER | (FUSED_QKV if _fused(tree) else SPLIT_QKV)
     layer |= TRANSPOSED_GATING if _transposed(tree, shapes) else GATING
-    find = functools.partial(locate, top=TOP, of_layer=layer)
-    return Released(tree.folder.name, config, find, tree)
+    weight_map = functools.partial(make_weight_map, top=TOP, layer=layer)
+    return OpenCheckpoint(tree.folder.name, config, weight_map, tree)
 
 
 def infer_shapes(tree: OrbaxTree) -> dict[str, int]:
-    """vocab_size, width, layers, heads, kv_heads, head_dim and mlp_hidden, by the arrays.
+    """vocab_size, d_model, layers, heads, kv_heads, head_dim and mlp_hidden, by the arrays.
 
     Raises:
       UserError: one of the arrays that tell is missing or of another rank.
     """
-    vocab_size, width = _shape(tree, "embedder/input_embedding", 2)
+    vocab_size, d_model = _shape(tree, "embedder/input_embedding", 2)
     heads, head_dim, _ = _shape(tree, "layer_0/attn/attn_vec_einsum/w", 3)
     kv_heads = heads if _fused(tree) else _shape(tree, _KV.format(i=0), 4)[1]
-    numbers = [re.match(r"layer_(\d+)/", name) for name in tree.names]
+    layers = [re.match(r"layer_(\d+)/", name) for name in tree.names]
     return {
         "vocab_size": vocab_size,
-        "d_model": width,
-        "layers": 1 + max(int(number[1]) for number in numbers if number),
+        "d_model": d_model,
+        "layers": 1 + max(int(layer[1]) for layer in layers if layer),
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
@@ -120,9 +125,9 @@ def generation(tree: OrbaxTree) -> int:
 
 def _refuse_foreign(tree: OrbaxTree) -> None:
     for mark, what in FOREIGN.items():
-        if found := next((name for name in tree.names if mark in name), None):
+        if foreign := next((name for name in tree.names if mark in name), None):
             raise UserError(
-                f"{tree.folder}: {found} is of {what}; supported: Gemma 1, 2 and 3, not quantized"
+                f"{tree.folder}: {foreign} is of {what}; supported: Gemma 1, 2 and 3, not quantized"
             )
 
 
@@ -131,7 +136,7 @@ def _fused(tree: OrbaxTree) -> bool:
 
 
 def _transposed(tree: OrbaxTree, shapes: Mapping[str, int]) -> bool:
-    # No released Gemma has mlp_hidden = width; only there would this be a guess.
+    # No released Gemma has mlp_hidden = d_model; only there would this be a guess.
     gating = _shape(tree, _GATING.format(i=0), 3)
     return gating != (2, shapes["d_model"], shapes["mlp_hidden"])
 
@@ -145,8 +150,8 @@ def _shape(tree: OrbaxTree, name: str, rank: int) -> tuple[int, ...]:
 
 # --- what the arrays do not tell --------------------------------------------------------------
 
-# (generation, width, layers) -> window of the local layers, what the positions of the global ones
-# are divided by, and what width is divided by for the scale of queries (None: by head_dim).
+# (generation, d_model, layers) -> window of the local layers, what the positions of the global ones
+# are divided by, and what d_model is divided by for the scale of queries (None: by head_dim).
 RELEASED = {
     (1, 2048, 18): (None, 1, None),  # Gemma 2B
     (1, 3072, 28): (None, 1, None),  # 7B
@@ -167,21 +172,21 @@ def released_config(tree: OrbaxTree) -> DecoderConfig:
     Raises:
       UserError: not a released size.
     """
-    shapes, of = infer_shapes(tree), generation(tree)
-    key = of, shapes["d_model"], shapes["layers"]
+    shapes, number = infer_shapes(tree), generation(tree)
+    key = number, shapes["d_model"], shapes["layers"]
     if key not in RELEASED:
         sizes = ", ".join(f"Gemma {g} {w} x {n} layers" for g, w, n in RELEASED)
         raise UserError(
-            f"{tree.folder} is Gemma {of} of width {key[1]} with {key[2]} layers, which was never"
-            f" released, and the files do not hold windows, caps and scales: give"
-            f" config=official_gemma.config(...). Released: {sizes}"
+            f"{tree.folder} is Gemma {number} of width {key[1]} with {key[2]} layers, which was"
+            f" never released, and the files do not hold windows, caps and scales: give"
+            f" config=gemma_orbax.decoder_config(...). Released: {sizes}"
         )
-    window, factor, divided = RELEASED[key]
-    scale = None if divided is None else (shapes["d_model"] / divided) ** -0.5
-    return config(of, shapes, window=window, factor=factor, query_scale=scale)
+    window, factor, divisor = RELEASED[key]
+    scale = None if divisor is None else (shapes["d_model"] / divisor) ** -0.5
+    return decoder_config(number, shapes, window=window, factor=factor, query_scale=scale)
 
 
-def config(
+def decoder_config(
     generation: int,
     shapes: Mapping[str, int],
     *,
@@ -200,17 +205,16 @@ def config(
       query_scale: what logits are multiplied by; 1 / sqrt(head_dim) where not given.
       caps: Gemma 2's, of attention logits and of final ones.
     """
-    scale = None if query_scale is None else LogitScale(query_scale)
-    common = DecoderConfig(**shapes, bos=2)
+    sizes: dict[str, Any] = dict(shapes)
+    common = DecoderConfig(**sizes, bos=2)
     if generation == 1:
         return common
-    local = LayerSpec(window=window, query_scale=scale)
-    far = LayerSpec(query_scale=scale)
+    scale = None if query_scale is None else LogitScale(query_scale)
     if generation == 2:
-        change = functools.partial(dataclasses.replace, score_function=SoftCap(caps[0]))
-        pattern = change(local), change(far)
+        global_layer = LayerSpec(query_scale=scale, score_function=SoftCap(caps[0]))
+        pattern = dataclasses.replace(global_layer, window=window), global_layer
         return dataclasses.replace(common, pattern=pattern, post_norms=True, final_cap=caps[1])
-    local = dataclasses.replace(local, qk_norm=QKNorm())
     slow = rotary.rope(1e6) if factor == 1 else rotary.linear_rope(factor, 1e6)
-    far = dataclasses.replace(far, qk_norm=QKNorm(), rotary=slow)
-    return dataclasses.replace(common, pattern=(*[local] * 5, far), post_norms=True)
+    local_layer = LayerSpec(window=window, query_scale=scale, qk_norm=QKNorm())
+    global_layer = dataclasses.replace(local_layer, window=None, rotary=slow)
+    return dataclasses.replace(common, pattern=(*[local_layer] * 5, global_layer), post_norms=True)

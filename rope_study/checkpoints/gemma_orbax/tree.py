@@ -7,20 +7,21 @@ The names are the same for the nested trees ({"layer_0": {"attn": ...}}) and the
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
 
 METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 
 # In front of the names of the flat trees, and around trees that were saved with what holds them.
 _WRAPPERS = re.compile("^(params/)?(transformer/)?")
-_OTHER_SENSES = re.compile("SigLiP|vision_encoder/|audio_encoder/|embedder/(mm_|audio_)")
+_OTHER_MODALITIES = re.compile("SigLiP|vision_encoder/|audio_encoder/|embedder/(mm_|audio_)")
 # The nested trees have these arrays bare, the flat ones in a dict.
 _BARE = re.compile("/mlp/(gating_einsum|linear)$")
 
@@ -36,13 +37,15 @@ class OrbaxTree:
         Raises:
           UserError: there is none, or several, or it cannot be read.
         """
-        self.folder = _find(Path(path).expanduser())
+        self.folder = _checkpoint_folder(Path(path).expanduser())
+        self._last: tuple[str, np.ndarray] | None = None  # the array that was read last
         with ocp.PyTreeCheckpointer() as checkpointer:
             # Orbax logs what is wrong with the file and gives None.
             metadata = checkpointer.metadata(self.folder.absolute()).item_metadata
         if metadata is None:
             raise UserError(f"{self.folder / METADATA} cannot be read: it is no Orbax checkpoint")
-        self._keys, self._leaves = {}, {}
+        self._keys: dict[str, tuple[str, ...]] = {}
+        self._leaves: dict[str, Any] = {}
         for place, leaf in jax.tree_util.tree_leaves_with_path(metadata.tree):
             keys = tuple(str(getattr(key, "key", key)) for key in place)
             name = _name(keys, training_state="opt_state" in metadata.tree)
@@ -64,14 +67,23 @@ class OrbaxTree:
         """Type of an array; UserError if there is none of that name."""
         return np.dtype(self._leaf(name).dtype)
 
-    def read(self, name: str) -> np.ndarray:
-        """One array; nothing else is read. UserError if its file is damaged."""
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        """array[index]; nothing else is read. UserError if its file is damaged.
+
+        The whole array is read, and held until the next one is, for the parts of other devices.
+        """
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, self._restore(name)
+        return self._last[1][index]
+
+    def _restore(self, name: str) -> np.ndarray:
         self._leaf(name)
-        keys, item, how = self._keys[name], {}, {}
+        keys, item, args_of = self._keys[name], {}, {}
         _put(item, keys, 0)
-        _put(how, keys, ocp.RestoreArgs(restore_type=np.ndarray))
+        _put(args_of, keys, ocp.RestoreArgs(restore_type=np.ndarray))
         # Restores what `item` has; the rest of the checkpoint is not read.
-        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=args_of, partial_restore=True)
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
                 restored = checkpointer.restore(self.folder.absolute(), args=args)
@@ -86,7 +98,7 @@ class OrbaxTree:
         """The checkpoint's folder, for errors."""
         return self.folder
 
-    def _leaf(self, name: str):
+    def _leaf(self, name: str) -> Any:
         if name not in self._leaves:
             raise UserError(f"{self.folder} has no array {name}.{nearest(name, self._leaves)}")
         return self._leaves[name]
@@ -97,26 +109,26 @@ def is_orbax(path: str | os.PathLike) -> bool:
     return bool(_candidates(Path(path).expanduser()))
 
 
-def _find(path: Path) -> Path:
-    found = _candidates(path)
-    if not found:
+def _checkpoint_folder(path: Path) -> Path:
+    folders = _candidates(path)
+    if not folders:
         raise UserError(
             f"no Orbax checkpoint at {path}: no {METADATA} there, nor one or two folders below it"
         )
-    steps = {folder.relative_to(path).parts[:1]: folder for folder in found}
-    numbers = [int(first[0]) for first in steps if first and first[0].isdigit()]
-    if len(found) > 1 and len(numbers) == len(found):
-        return steps[(str(max(numbers)),)]
-    if len(found) > 1:
-        names = ", ".join(str(folder.relative_to(path)) for folder in found)
+    by_first = {folder.relative_to(path).parts[:1]: folder for folder in folders}
+    steps = [int(first[0]) for first in by_first if first and first[0].isdigit()]
+    if len(folders) > 1 and len(steps) == len(folders):
+        return by_first[(str(max(steps)),)]
+    if len(folders) > 1:
+        names = ", ".join(str(folder.relative_to(path)) for folder in folders)
         raise UserError(f"{path} has several checkpoints: {names}; give the path of one")
-    return found[0]
+    return folders[0]
 
 
 def _candidates(path: Path) -> list[Path]:
     for depth in (".", "*", "*/*"):
-        if found := sorted(file.parent for file in path.glob(f"{depth}/{METADATA}")):
-            return found
+        if folders := sorted(file.parent for file in path.glob(f"{depth}/{METADATA}")):
+            return folders
     return []
 
 
@@ -125,12 +137,13 @@ def _name(keys: tuple[str, ...], training_state: bool) -> str | None:
     if training_state and keys[0] != "params":
         return None
     name = _WRAPPERS.sub("", "/".join(keys))
-    if _OTHER_SENSES.match(name):
+    if _OTHER_MODALITIES.match(name):
         return None
     return name + "/w" if _BARE.search(name) else name
 
 
-def _put(nested: dict | Mapping, keys: tuple[str, ...], value) -> None:
+def _put(nested: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    """Sets nested[keys[0]][keys[1]]..., with dictionaries where there are none."""
     for key in keys[:-1]:
         nested = nested.setdefault(key, {})
     nested[keys[-1]] = value

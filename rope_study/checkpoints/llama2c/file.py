@@ -15,7 +15,7 @@ MAGIC = 0x616B3432  # begins the files of later versions, "24ka" in bytes
 
 # The largest header field that is believed: far above every model, and small enough that another
 # kind of file is recognized by its header and not by an absurd size.
-MOST = 2**24
+LARGEST = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Header:
     """Shapes of the model.
 
     Attributes:
-      dim: width of the residual stream, D.
+      dim: of the residual stream, D.
       hidden_dim: of the MLP, F.
       n_layers, n_heads, n_kv_heads: L, N and K.
       vocab_size: V, positive.
@@ -75,10 +75,10 @@ def read(path: str | os.PathLike) -> tuple[Header, dict[str, np.ndarray]]:
     header = _read_header(file)
     shapes = _shapes(header)
     expected = HEADER.size + 4 * sum(math.prod(shape) for shape in shapes.values())
-    found = file.stat().st_size
-    if found != expected:
+    size = file.stat().st_size
+    if size != expected:
         raise UserError(
-            f"{file} holds {found:,} bytes and its header asks for {expected:,} ({header}): it is"
+            f"{file} holds {size:,} bytes and its header asks for {expected:,} ({header}): it is"
             " cut off or no model.bin of llama2.c; copy or download it again"
         )
     return header, _map_arrays(file, shapes)
@@ -92,13 +92,16 @@ def _read_header(file: Path) -> Header:
             f"{file} holds {len(content)} bytes, the header of a model.bin of llama2.c alone has"
             f" {HEADER.size}; copy or download it again"
         )
-    *sizes, vocab_size, seq_len = HEADER.unpack(content)
-    if sizes[0] == MAGIC:
+    dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len = HEADER.unpack(content)
+    if dim == MAGIC:
         raise UserError(
-            f"{file} is of version {sizes[1]} of llama2.c's format, only version 0 is read: export"
-            " it with --version 0"
+            f"{file} is of version {hidden_dim} of llama2.c's format, only version 0 is read:"
+            " export it with --version 0"
         )
-    header = Header(*sizes, abs(vocab_size), seq_len, shared_classifier=vocab_size > 0)
+    header = Header(
+        dim, hidden_dim, n_layers, n_heads, n_kv_heads, abs(vocab_size), seq_len,
+        shared_classifier=vocab_size > 0,
+    )  # fmt: skip
     problem = _problem(header)
     if problem:
         raise UserError(
@@ -112,8 +115,8 @@ def _problem(header: Header) -> str | None:
     """What no model can have."""
     for field in dataclasses.fields(Header):
         value = getattr(header, field.name)
-        if field.type is int and not 0 < value <= MOST:
-            return f"{field.name}={value} is not 1..{MOST}"
+        if field.type is int and not 0 < value <= LARGEST:
+            return f"{field.name}={value} is not 1..{LARGEST}"
     if header.dim % header.n_heads:
         return f"dim={header.dim} is not a multiple of n_heads={header.n_heads}"
     if header.head_dim % 2:
@@ -125,25 +128,25 @@ def _problem(header: Header) -> str | None:
 
 def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
     """Every array of the file, in its order."""
-    layers, width, hidden = header.n_layers, header.dim, header.hidden_dim
+    layers, dim, hidden = header.n_layers, header.dim, header.hidden_dim
     table = header.seq_len, header.head_dim // 2
     shapes = {
-        "token_embedding": (header.vocab_size, width),
-        "rms_att": (layers, width),
-        "wq": (layers, width, width),
-        "wk": (layers, header.kv_dim, width),
-        "wv": (layers, header.kv_dim, width),
-        "wo": (layers, width, width),
-        "rms_ffn": (layers, width),
-        "w1": (layers, hidden, width),
-        "w2": (layers, width, hidden),
-        "w3": (layers, hidden, width),
-        "rms_final": (width,),
+        "token_embedding": (header.vocab_size, dim),
+        "rms_att": (layers, dim),
+        "wq": (layers, dim, dim),
+        "wk": (layers, header.kv_dim, dim),
+        "wv": (layers, header.kv_dim, dim),
+        "wo": (layers, dim, dim),
+        "rms_ffn": (layers, dim),
+        "w1": (layers, hidden, dim),
+        "w2": (layers, dim, hidden),
+        "w3": (layers, hidden, dim),
+        "rms_final": (dim,),
         "freq_cis_real": table,
         "freq_cis_imag": table,
     }
     if not header.shared_classifier:
-        shapes["wcls"] = header.vocab_size, width
+        shapes["wcls"] = header.vocab_size, dim
     return shapes
 
 

@@ -7,29 +7,34 @@ from pathlib import Path
 import numpy as np
 
 from rope_study.checkpoints.llama2c import file
-from rope_study.checkpoints.weight_map import Released, Stored, locate
+from rope_study.checkpoints.weight_map import (
+    Index,
+    OpenCheckpoint,
+    TensorSpec,
+    make_weight_map,
+)
 from rope_study.decoder import DecoderConfig
 
-# Axes: D width, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
+# Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
 TOP = {
-    "embedding": Stored("token_embedding", "vd", ("v", "d")),
-    "final_norm": Stored("rms_final", "d", ("d",)),
-    "unembedding": Stored("wcls", "vd", ("v", "d")),
+    "embedding": TensorSpec("token_embedding", "vd", ("v", "d")),
+    "final_norm": TensorSpec("rms_final", "d", ("d",)),
+    "unembedding": TensorSpec("wcls", "vd", ("v", "d")),
 }
 LAYER = {
-    "attention_norm": Stored("rms_att", "d", ("d",), part=("i",)),
-    "q": Stored("wq", "dnh", ("nh", "d"), part=("i",), layout="interleaved"),
-    "k": Stored("wk", "dkh", ("kh", "d"), part=("i",), layout="interleaved"),
-    "v": Stored("wv", "dkh", ("kh", "d"), part=("i",)),
-    "o": Stored("wo", "nhd", ("d", "nh"), part=("i",)),
-    "mlp_norm": Stored("rms_ffn", "d", ("d",), part=("i",)),
-    "gate": Stored("w1", "df", ("f", "d"), part=("i",)),
-    "down": Stored("w2", "fd", ("d", "f"), part=("i",)),
-    "up": Stored("w3", "df", ("f", "d"), part=("i",)),
+    "attention_norm": TensorSpec("rms_att", "d", ("d",), part=("i",)),
+    "q": TensorSpec("wq", "dnh", ("nh", "d"), part=("i",), layout="interleaved"),
+    "k": TensorSpec("wk", "dkh", ("kh", "d"), part=("i",), layout="interleaved"),
+    "v": TensorSpec("wv", "dkh", ("kh", "d"), part=("i",)),
+    "o": TensorSpec("wo", "nhd", ("d", "nh"), part=("i",)),
+    "mlp_norm": TensorSpec("rms_ffn", "d", ("d",), part=("i",)),
+    "gate": TensorSpec("w1", "df", ("f", "d"), part=("i",)),
+    "down": TensorSpec("w2", "fd", ("d", "f"), part=("i",)),
+    "up": TensorSpec("w3", "df", ("f", "d"), part=("i",)),
 }
 
 
-class _Arrays:
+class _MappedArrays:
     """The file's arrays as a Reader."""
 
     def __init__(self, file: Path, arrays: dict[str, np.ndarray]):
@@ -42,14 +47,14 @@ class _Arrays:
     def dtype(self, name: str) -> np.dtype:
         return self._arrays[name].dtype
 
-    def read(self, name: str) -> np.ndarray:
-        return self._arrays[name]
+    def read(self, name: str, index: Index = ()) -> np.ndarray:
+        return self._arrays[name][index]
 
     def where(self, name: str) -> Path:
         return self._file
 
 
-def open_checkpoint(path: str | os.PathLike) -> Released:
+def open_checkpoint(path: str | os.PathLike) -> OpenCheckpoint:
     """The model file at a path, such as stories260K.bin.
 
     Raises:
@@ -71,5 +76,5 @@ def open_checkpoint(path: str | os.PathLike) -> Released:
         scale_embedding=False,
         tied="wcls" not in arrays,
     )
-    find = functools.partial(locate, top=TOP, of_layer=LAYER)
-    return Released(path.name, config, find, _Arrays(path, arrays))
+    weight_map = functools.partial(make_weight_map, top=TOP, layer=LAYER)
+    return OpenCheckpoint(path.name, config, weight_map, _MappedArrays(path, arrays))
