@@ -19,7 +19,7 @@ from rope_study.decoder.query_scaling import LogN
 from rope_study.errors import UserError
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
-from rope_study.probes.one_text import capture
+from rope_study.probes.one_text import read_activations
 from rope_study.probes.rotary_outliers import pair_angles, sign_over
 from rope_study.probes.run import compiled
 from rope_study.probes.spectral import spectrum
@@ -171,7 +171,7 @@ def test_what_is_given_besides_activations(mixed):
     def read(activations):
         return {"key_counts": activations["key_counts"][None], "tokens": activations["tokens"]}
 
-    for found, spec in zip(capture(*mixed, tokens, read), MIXED.pattern, strict=True):
+    for found, spec in zip(read_activations(*mixed, tokens, read), MIXED.pattern, strict=True):
         mask = attention.causal_mask(24, window=spec.window, chunk=spec.chunk)
         np.testing.assert_array_equal(found["key_counts"][0], mask.sum(axis=1))
         np.testing.assert_array_equal(found["tokens"], tokens)
@@ -181,7 +181,9 @@ def test_norms_after_rotation_are_those_before_times_the_attention_factor(mixed)
     def read(activations):
         return {name: pair_norms(activations[name]) for name in ("q", "q_rotated")}
 
-    for found, spec in zip(capture(*mixed, texts(24)[0][None], read), MIXED.pattern, strict=True):
+    for found, spec in zip(
+        read_activations(*mixed, texts(24)[0][None], read), MIXED.pattern, strict=True
+    ):
         turns = spec.rotary.inverse_frequencies(16)
         factor = rotary.pair_scale(turns, spec.rotary.scaling)
         np.testing.assert_allclose(found["q_rotated"], found["q"] * factor, rtol=1e-4)
@@ -194,7 +196,7 @@ def test_norms_after_rotation_are_those_before_times_the_attention_factor(mixed)
 def attention_of(decoder, params, text):
     """float64[L, N, T, T] of a text that is padded on the right, so that all compile once."""
     whole = np.pad(text, (0, 24 - len(text)))[None]
-    found = np.stack(capture(decoder, params, whole, _weights))[:, 0].astype(np.float64)
+    found = np.stack(read_activations(decoder, params, whole, _weights))[:, 0].astype(np.float64)
     return found[..., : len(text), : len(text)]
 
 
@@ -358,7 +360,7 @@ def test_contributions_sum_to_the_layers_own_logit(mixed, layer, head):
     """Grouped queries; with an attention factor, without rotation, with some pairs unrotated."""
     text = texts(24)[0]
     got = probes.contributions(*mixed, text, layer, head, 19, 17, pieces=[f"<{i}>" for i in text])
-    found = capture(*mixed, text[None], _rotated)[layer]
+    found = read_activations(*mixed, text[None], _rotated)[layer]
     logits = np.asarray(attention.logits(found["q"], found["k"])) * 16**0.5
     assert got.contribution.sum().item() == pytest.approx(logits[0, head, 19, 17], rel=1e-5)
     assert got.attrs["logit"] / 4 == pytest.approx(got.attrs["scaled"])
@@ -467,7 +469,7 @@ def test_a_changed_token_reaches_what_reads_it():
     changed[3] = 25
     read = lambda a: a["residual"]  # noqa: E731
     for bos, start in (("with", 0), ("without", 1)):
-        both = capture(local, params, np.stack([text, changed])[:, start:], read)[1]
+        both = read_activations(local, params, np.stack([text, changed])[:, start:], read)[1]
         norm = np.linalg.norm(both[1] - both[0], axis=-1)
         own = got.change.sel(bos=bos, layer=1)[start:]
         np.testing.assert_allclose(own, norm, rtol=1e-4, atol=1e-6)
@@ -484,7 +486,7 @@ def test_a_changed_token_reaches_what_reads_it():
 def test_massive_values_equal_their_statement(mixed, measured):
     got = measured["massive_values"]
     tokens, weights = padded(EIGHT)
-    found = capture(*mixed, tokens, lambda a: {name: a[name] for name in "qkv"})
+    found = read_activations(*mixed, tokens, lambda a: {name: a[name] for name in "qkv"})
     for layer in range(3):
         for name in "qkv":
             x = found[layer][name][weights > 0].astype(np.float64)  # [tokens, N, H]

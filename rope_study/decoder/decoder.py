@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec
@@ -365,7 +366,7 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
     return layout
 
 
-def check_bos(config: DecoderConfig, tokens: Array) -> None:
+def check_bos(config: DecoderConfig, tokens: Array | np.ndarray) -> None:
     """Refuses texts int[B, T] that do not begin with BOS, for models that need it.
 
     Without it a released Gemma gives garbage: gemma-7b's LAMBADA perplexity is 5.9e9, with it 3.46.

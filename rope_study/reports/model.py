@@ -18,9 +18,8 @@ from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder
 from rope_study.probes import Probe
-from rope_study.probes.one_text import fill_rows
 from rope_study.reports import head_page
-from rope_study.sharding import is_main_process
+from rope_study.sharding import is_main_process, one_device
 
 # What --probes takes. Each is made for the tokenizer of the model.
 PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
@@ -106,10 +105,10 @@ def _batches(
     name: str,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weights) of one shape, which compiles once; rows that only fill up have weight 0."""
-    shards = 1 if decoder.layout is None else decoder.layout.shards("batch")
-    batch = len(fill_rows(min(batch, len(texts)), shards))
+    layout = decoder.layout or one_device()
+    batch = len(layout.fill(min(batch, len(texts))))
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
-    rows = fill_rows(len(texts), batch)
+    rows = np.resize(np.arange(len(texts)), -(-len(texts) // batch) * batch)
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
     starts = range(0, len(rows), batch)
     for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):

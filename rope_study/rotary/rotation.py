@@ -3,6 +3,8 @@
 head_dim = d, pairs k = 1..d/2. B batch, T length, N heads, H head_dim.
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from rope_study.errors import UserError
 
 Array = jax.Array
+Numbers = TypeVar("Numbers", jax.Array, np.ndarray)
 
 LAYOUTS = ("half_split", "interleaved")
 
@@ -24,7 +27,7 @@ def pair_count(head_dim: int) -> int:
     return head_dim // 2
 
 
-def pairs(x: Array) -> tuple[Array, Array]:
+def pairs(x: Numbers) -> tuple[Numbers, Numbers]:
     """Both members of every pair, [..., H] -> 2 x [..., H/2]: dimension i goes with i + H/2.
 
     The only place that knows the layout: probes and converters go through it.
