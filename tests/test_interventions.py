@@ -16,10 +16,9 @@ from rope_study.data import load_tokenizer
 from rope_study.decoder import Decoder, LayerSpec, presets
 from rope_study.errors import UserError
 from rope_study.interventions import ablate, band, permute, rescale, unrotate
-from rope_study.interventions.edits import apply_changes, changes
-from rope_study.interventions.measurement import ratio
+from rope_study.interventions.changes import apply_changes, changes
 from rope_study.probes import frequency_usage
-from rope_study.training.evaluate import Evaluation
+from rope_study.training.evaluate import Evaluation, mean_and_error
 
 TINY = presets.tiny()  # 2 layers, 4 heads on 2 key heads, 8 pairs
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
@@ -57,8 +56,19 @@ def activations(config, params, name, *interventions):
     return [np.asarray(a) for a in run(params)[1]["seen"]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Given(rotary.Encoding):
+    """Whatever frequencies a test wants."""
+
+    kind = "given"
+    frequencies: tuple[float, ...]
+
+    def inverse_frequencies(self, head_dim):
+        return np.array(self.frequencies)
+
+
 def with_frequencies(config, frequencies):
-    return config.with_rotary(rotary.Encoding("changed", lambda d: frequencies))
+    return config.with_rotary(Given(tuple(map(float, frequencies))))
 
 
 def close(a, b, atol=2e-4):
@@ -68,7 +78,7 @@ def close(a, b, atol=2e-4):
 PARAMS = init(TINY)
 PLAIN = jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS)[0])(PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
-ZEROED = logits(TINY, PARAMS, ablate(MIDDLE))
+ABLATED = logits(TINY, PARAMS, ablate(MIDDLE))
 PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
 
 
@@ -152,12 +162,12 @@ def test_a_random_band_comes_as_near_as_exchanges_can():
 
 
 @pytest.mark.parametrize("on", ["q_rotated", "k", "k_rotated", ("q", "k")])
-def test_zero_is_the_same_wherever_it_is_done(on):
-    assert np.abs(ZEROED - PLAIN).max() > 1
-    close(logits(TINY, PARAMS, ablate(MIDDLE, on=on)), ZEROED)
+def test_ablating_is_the_same_wherever_it_is_done(on):
+    assert np.abs(ABLATED - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, ablate(MIDDLE, on=on)), ABLATED)
 
 
-def test_zero_removes_exactly_what_the_band_adds_to_logits():
+def test_ablating_removes_exactly_what_the_band_adds_to_logits():
     one = ablate(MIDDLE, layers=0)
     q, k = (activations(TINY, PARAMS, f"{x}_rotated")[0].astype(np.float64) for x in "qk")
     dims = np.setdiff1d(np.arange(16), [1, 2, 5, 9, 10, 13])
@@ -185,13 +195,13 @@ def test_an_edit_of_keys_changes_the_whole_group(heads):
 
 def test_rescale_multiplies_what_the_band_adds():
     np.testing.assert_array_equal(logits(TINY, PARAMS, rescale(MIDDLE, 1.0)), PLAIN)
-    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ZEROED)
+    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ABLATED)
     both = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
     close(both, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
     assert np.abs(both - PLAIN).max() > 0.5
 
 
-def test_freeze_is_frequency_0():
+def test_unrotate_is_frequency_0():
     expected = logits(
         with_frequencies(TINY, np.where(np.isin(range(8), [1, 2, 5]), 0, ROPE)), PARAMS
     )
@@ -205,7 +215,7 @@ def test_freeze_is_frequency_0():
 
 @pytest.mark.parametrize("order, places", [(None, [5, 2, 1]), ((1, 2, 0), [2, 5, 1])])
 def test_permute_exchanges_frequencies(order, places):
-    """Place b_i turns what was in b_order[i]: that pair now has frequency b_i."""
+    """What was in b_order[i] is rotated by the frequency of b_i."""
     frequencies = ROPE.copy()
     frequencies[places] = ROPE[[1, 2, 5]]
     expected = logits(with_frequencies(TINY, frequencies), PARAMS)
@@ -221,12 +231,12 @@ def test_permute_without_rotation_changes_nothing():
 
 
 def test_several_act_in_order():
-    """Frozen pairs come from what earlier edits left; permuting twice in reverse is nothing."""
+    """Unrotated pairs come from what earlier edits left; permuting twice in reverse is nothing."""
     close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
-    close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ZEROED)
-    close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ZEROED)
+    close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ABLATED)
+    close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ABLATED)
     both = logits(TINY, PARAMS, ablate(band(indices=1)), ablate(band(indices=(2, 5))))
-    close(both, ZEROED)
+    close(both, ABLATED)
     first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
     swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
     close(first, swapped)
@@ -278,7 +288,10 @@ def test_a_kept_activation_does_not_leak_out_of_a_trace():
 
 TEXTS = ["abcdefgh" * 3, "The quick brown fox", "hello", "to be or not to be", *"wxyz"]
 BATCH = load_tokenizer("bytes").encode_batch(TEXTS)
-ALL = {"zero": ablate(MIDDLE), "freeze": [unrotate(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)]}
+ALL = {
+    "ablate": ablate(MIDDLE),
+    "unrotate": [unrotate(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)],
+}
 
 
 def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
@@ -300,19 +313,19 @@ def losses(tokens, *interventions):
 def test_losses_are_those_of_each_decoder_alone(found):
     tokens, weights = BATCH
     counted = weights[:, 1:]
-    chains = {"plain": [], "zero": [ALL["zero"]], "freeze": ALL["freeze"]}
+    chains = {"plain": [], "ablate": [ALL["ablate"]], "unrotate": ALL["unrotate"]}
     sums = {name: (losses(tokens, *c) * counted).sum(axis=1) for name, c in chains.items()}
     for name, by_text in sums.items():
         row = found.sel(intervention=name)
         assert float(row.loss) == pytest.approx(by_text.sum() / counted.sum(), abs=1e-5)
         difference = (by_text - sums["plain"]).sum() / counted.sum()
         assert float(row.loss_difference) == pytest.approx(difference, abs=1e-5)
-    assert float(found.loss_difference_se.sel(intervention="zero")) > 0.01
+    assert float(found.loss_difference_se.sel(intervention="ablate")) > 0.01
 
 
 def test_standard_error_is_evaluates_for_texts_of_one_length():
     a, b = np.random.default_rng(0).normal(size=(2, 9, 5))
-    got = ratio((a - b).sum(axis=1), np.full(9, 5.0))
+    got = mean_and_error((a - b).sum(axis=1), np.full(9, 5.0))
     assert got == pytest.approx(Evaluation(a).difference(Evaluation(b)))
 
 
@@ -321,7 +334,7 @@ def test_standard_error_of_texts_of_any_length_is_right_on_average():
     random = np.random.default_rng(0)
     counts = random.integers(1, 21, (2000, 40)).astype(float)
     sums = counts * random.normal(1.0, 0.5, counts.shape) + random.normal(0, 1, counts.shape)
-    means, errors = np.array([ratio(s, c) for s, c in zip(sums, counts, strict=True)]).T
+    means, errors = np.array([mean_and_error(s, c) for s, c in zip(sums, counts, strict=True)]).T
     assert errors.mean() == pytest.approx(means.std(), rel=0.05)
 
 
@@ -329,7 +342,7 @@ def test_patterns_are_direct_means_over_counted_queries(found):
     tokens, weights = BATCH
     counted = weights.copy()
     counted[:, 0] = 0
-    edits = {"plain": None, "zero": iv.edit(TINY, ALL["zero"])}
+    edits = {"plain": None, "ablate": iv.edit(TINY, ALL["ablate"])}
     probe = probes.Probe(
         "a", ("attention",), lambda a, w: a["attention"](lambda x, _: x), lambda *_: None
     )
@@ -363,7 +376,7 @@ def check_found(got, found, atol=1e-4):
 def test_padding_counts_for_nothing(found):
     tokens, weights = BATCH
     padded = np.pad(tokens, [(0, 0), (0, 7)], constant_values=5), np.pad(weights, [(0, 0), (0, 7)])
-    got = measured([padded], interventions={"zero": ALL["zero"]}, copies=0)
+    got = measured([padded], interventions={"ablate": ALL["ablate"]}, copies=0)
     assert "copy_gain" not in got
     check_found(got, found)
 
@@ -371,7 +384,7 @@ def test_padding_counts_for_nothing(found):
 def test_batches_and_devices_add_up(found):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
     layout = sharding.make_layout("data=4,tensor=2")
-    one = {"freeze": ALL["freeze"]}
+    one = {"unrotate": ALL["unrotate"]}
     check_found(measured(halves, decoder=Decoder(TINY, layout), interventions=one), found)
 
 
@@ -385,9 +398,9 @@ def test_copying_is_the_loss_of_the_same_tokens_twice(found):
     assert float(row.copy_first) == pytest.approx(by_token[:, 1:6].mean(), abs=1e-5)
     assert float(row.copy_second) == pytest.approx(by_token[:, 7:].mean(), abs=1e-5)
     assert float(row.copy_gain) == pytest.approx(float(row.copy_first - row.copy_second))
-    edited = losses(tokens, ALL["zero"])
+    edited = losses(tokens, ALL["ablate"])
     gains = [x[:, 1:6].mean(axis=1) - x[:, 7:].mean(axis=1) for x in (by_token, edited)]
-    row, change = found.sel(intervention="zero"), gains[1] - gains[0]
+    row, change = found.sel(intervention="ablate"), gains[1] - gains[0]
     assert float(row.copy_gain_difference) == pytest.approx(change.mean(), abs=1e-5)
     assert float(row.copy_gain_difference_se) == pytest.approx(
         change.std(ddof=1) / 8**0.5, abs=1e-5
@@ -398,7 +411,7 @@ def test_copying_without_bos():
     bare = [(BATCH[0][:, 1:], BATCH[1][:, 1:])]
     tokens, _ = iv.repeated_sequences(bare, 8, 6)
     assert tokens.shape == (8, 12)
-    row = measured(bare, interventions={"zero": ALL["zero"]}).sel(intervention="plain")
+    row = measured(bare, interventions={"ablate": ALL["ablate"]}).sel(intervention="plain")
     by_token = losses(tokens)  # target 0 is the second token
     assert float(row.copy_first) == pytest.approx(by_token[:, :5].mean(), abs=1e-5)
     assert float(row.copy_second) == pytest.approx(by_token[:, 6:].mean(), abs=1e-5)
@@ -457,8 +470,8 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
             ablate(iv.random_band(used, fast), heads=0),
             ablate(iv.random_band(used, slow), heads=1),
         ],
-        "frozen fast": unrotate(fast),
-        "frozen slow": unrotate(slow),
+        "fast unrotated": unrotate(fast),
+        "slow unrotated": unrotate(slow),
         "reversed": permute(band(indices=(*FAST, *SLOW))),
         "weak fast": rescale(fast, 0.1),
     }
@@ -480,9 +493,9 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         assert share == pytest.approx(0.5) and control == pytest.approx(share)
     assert position["random"] > 0.9
     assert moved["random"] < 0.05
-    # Standing still loses position, not meaning; what was slow loses meaning when it turns fast.
-    assert position["frozen fast"] < 0.15 and moved["frozen fast"] < 1e-5
-    assert position["frozen slow"] > 0.9 and moved["frozen slow"] < 0.05
+    # Unrotated it loses position, not meaning; what was slow loses meaning at a high frequency.
+    assert position["fast unrotated"] < 0.15 and moved["fast unrotated"] < 1e-5
+    assert position["slow unrotated"] > 0.9 and moved["slow unrotated"] < 0.05
     assert position["reversed"] < 0.15 and moved["reversed"] > 0.3
     assert position["no fast"] + 0.05 < position["weak fast"] < position["plain"] - 0.05
 
@@ -501,7 +514,7 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         (lambda: band(indices=-1), r"indices=-1 must be whole numbers from 0"),
         (lambda: band(indices=0.5), r"indices=0\.5 must be whole numbers"),
         (lambda: band(frequencies=(1, 0.1)), r"\(1, 0\.1\) must be two numbers, the lower first"),
-        (lambda: ablate(0.25), r"zero: 0\.25 is no band"),
+        (lambda: ablate(0.25), r"ablate: 0\.25 is no band"),
         (lambda: ablate(MIDDLE, on="v"), r"on='v' is not one of q, k, q_rotated, k_rotated"),
         (lambda: ablate(MIDDLE, layers="all"), r"layers='all' must be a whole number or several"),
         (lambda: rescale(MIDDLE, float("nan")), r"factor=nan must be finite"),
@@ -518,7 +531,7 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         ),
         (
             lambda: iv.edit(TINY.with_rotary(lambda x, positions: x), ablate(band(fastest=0.5))),
-            r"encoding of layer 0 does not say how fast its pairs turn; choose by indices",
+            r"encoding of layer 0 has no fixed frequencies; choose pairs by indices",
         ),
         (
             lambda: iv.edit(

@@ -380,7 +380,7 @@ def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_p
     decoder, params = checkpoints.load(tmp_path / "model.bin", mesh="data=8")
     text, head, i, j = np.array([1, 7, 3, 19, 0, 7]), 3, 5, 2
     got = probes.contributions(decoder, params, text, 0, head, i, j)
-    x = a["per_layer_embedding"][text].astype(np.float64)
+    x = a["token_embedding"][text].astype(np.float64)
     h = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * a["rms_att"][0]
     q = (h[i] @ a["wq"][0].T).reshape(4, 4)[head]
     k = (h[j] @ a["wk"][0].T).reshape(2, 4)[head // 2]
@@ -501,7 +501,7 @@ def test_massive_values_equal_their_statement(mixed, measured):
                 got[f"{name}_massive_by_layer"].sel(layer=layer), by_layer
             )
     assert got.q_massive_by_head.any() and not got.q_massive_by_head.all()
-    np.testing.assert_array_equal(got.pair.sel(layer=0), [*range(8), *range(8)])
+    np.testing.assert_array_equal(got.pair_of_dimension.sel(layer=0), [*range(8), *range(8)])
 
 
 def test_a_planted_outlier_is_found_with_its_angle(mixed):

@@ -13,7 +13,7 @@ from rope_study.figures.attention import (
 )
 from rope_study.figures.construction import construction
 from rope_study.figures.cycles import encoding_cycles, turning
-from rope_study.figures.decay import activation_by_distance, decay
+from rope_study.figures.decay import decay
 from rope_study.figures.interventions import intervention_effects
 from rope_study.figures.theory import prop_3_1, prop_3_2, thm_5_3, thm_6_1, thm_6_1_by_number
 from rope_study.figures.training import loss_curves
@@ -52,7 +52,6 @@ PAPER = {
 
 __all__ = [
     "PAPER",
-    "activation_by_distance",
     "attention_by_band",
     "attention_patterns",
     "construction",

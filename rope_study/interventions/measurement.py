@@ -166,10 +166,10 @@ def _compiled(
             edited = jnp.arange(value.shape[0]) % 2 == 1
             return jnp.where(edited[:, None, None, None], edit(name, layer, value), value)
 
-        x, aux = module.features(tokens, probes=[_PATTERNS], weights=weights, edit=side_by_side)
+        x, aux = module.features(tokens, probes=[_PATTERN_SUMS], weights=weights, edit=side_by_side)
         targets = jnp.roll(tokens, -1, axis=1)
         losses = loss.token_losses(x, module.unembedding, targets, layout, cap=config.final_cap)
-        return losses[:, :-1], aux[_PATTERNS.name]  # the last has no target
+        return losses[:, :-1], aux[_PATTERN_SUMS.name]  # the last has no target
 
     def run(
         params: dict, change: dict[str, Change], tokens: Array, weights: Array
@@ -198,8 +198,8 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
         change = jnp.sum(jnp.abs(plain - edited), axis=-1) / 2  # [B, N, t]
         return {
             "queries": jnp.sum(w[0::2]),
-            "diagonal": by_edit(_at(attention, queries)),
-            "previous": by_edit(_at(attention, jnp.maximum(queries - 1, 0))),
+            "diagonal": by_edit(_weights_at(attention, queries)),
+            "previous": by_edit(_weights_at(attention, jnp.maximum(queries - 1, 0))),
             "first": by_edit(attention[..., 0]),
             "entropy": by_edit(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
             "total_variation": jnp.einsum("bnt,bt->n", change, w[0::2]),
@@ -208,10 +208,10 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
     return activations["attention"](reduce)
 
 
-_PATTERNS = Probe("patterns", ("attention",), _measure_patterns)
+_PATTERN_SUMS = Probe("patterns", ("attention",), _measure_patterns)
 
 
-def _at(attention: Array, keys: Array) -> Array:
+def _weights_at(attention: Array, keys: Array) -> Array:
     """[R, N, t] of attention [R, N, t, S] at one key int[t] for each query."""
     places = jnp.broadcast_to(keys[:, None], (*attention.shape[:-1], 1))
     return jnp.take_along_axis(attention, places, axis=-1)[..., 0]
