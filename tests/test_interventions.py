@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from random_parameters import random_parameters
 
 from rope_study import interventions as iv
 from rope_study import probes, rotary, sharding, theory
@@ -23,13 +23,6 @@ from rope_study.training.evaluate import Evaluation, mean_and_error
 TINY = presets.tiny()  # 2 layers, 4 heads on 2 key heads, 8 pairs
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
 ROPE = rotary.rope().inverse_frequencies(16)
-
-
-def init(config):
-    """Weights large enough for attention far from even; NumPy's, as initialisers compile slowly."""
-    shapes = nn.unbox(jax.eval_shape(Decoder(config).init, jax.random.key(0), TOKENS))["params"]
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda a: jnp.asarray(random.normal(0, 0.5, a.shape), a.dtype), shapes)
 
 
 @functools.cache
@@ -47,13 +40,26 @@ def logits(config, params, *interventions):
     return program(config, None)(params, changes(config, interventions), TOKENS)[0]
 
 
-def activations(config, params, name, *interventions):
+def activations(config, params, name, *interventions, tokens=TOKENS):
     """One activation of every layer."""
-    weigh = lambda a: a(lambda weights, queries: weights) if callable(a) else a  # noqa: E731
-    probe = probes.Probe("seen", (name,), lambda a, w: weigh(a[name]), lambda *_: None)
-    edit = iv.edit(config, interventions) if interventions else None
-    run = jax.jit(lambda p: Decoder(config).apply({"params": p}, TOKENS, probes=[probe], edit=edit))
-    return [np.asarray(a) for a in run(params)[1]["seen"]]
+    run = program_of_activations(config, name)
+    return [np.asarray(a) for a in run(params, changes(config, interventions), tokens)]
+
+
+@functools.cache
+def program_of_activations(config, name):
+    """(params, changes, tokens) -> one activation of every layer; compiled once for all edits."""
+
+    def measure(activations, weights):
+        value = activations[name]
+        return value(lambda attention, queries: attention) if callable(value) else value
+
+    def run(params, changed, tokens):
+        probe, edit = probes.Probe("read", (name,), measure), apply_changes(changed)
+        features = functools.partial(Decoder(config).apply, method="features")
+        return features({"params": params}, tokens, probes=[probe], edit=edit)[1]["read"]
+
+    return jax.jit(run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Given(rotary.Encoding):
     frequencies: tuple[float, ...]
 
     def inverse_frequencies(self, head_dim):
+        """float64[head_dim / 2]."""
         return np.array(self.frequencies)
 
 
@@ -75,7 +82,7 @@ def close(a, b, atol=2e-4):
     np.testing.assert_allclose(a, b, atol=atol)
 
 
-PARAMS = init(TINY)
+PARAMS = random_parameters(TINY, scale=0.5)  # attention far from even
 PLAIN = jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS)[0])(PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
 ABLATED = logits(TINY, PARAMS, ablate(MIDDLE))
@@ -255,7 +262,7 @@ MIXED = (
 def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
     """Three layers of two kinds: a remainder of one, and tables filled up to the largest."""
     config = dataclasses.replace(TINY, layers=3, pattern=MIXED)
-    params = init(config)
+    params = random_parameters(config, scale=0.5)
     chain = [
         unrotate(band(fastest=0.5), layers=1),
         permute(band(indices=(0, 3)), layers=2),
@@ -270,7 +277,7 @@ def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
 def test_every_layer_has_the_band_of_its_own_encoding():
     """Pairs between 0.4 and 0.6 rad/token are in layer 1 only: 10^(-1/4) = 0.56."""
     config = dataclasses.replace(TINY, pattern=MIXED)
-    params = init(config)
+    params = random_parameters(config, scale=0.5)
     plain = activations(config, params, "q_rotated")
     got = activations(config, params, "q_rotated", ablate(band(frequencies=(0.4, 0.6))))
     np.testing.assert_array_equal(got[0], plain[0])
@@ -342,15 +349,9 @@ def test_patterns_are_direct_means_over_counted_queries(found):
     tokens, weights = BATCH
     counted = weights.copy()
     counted[:, 0] = 0
-    edits = {"plain": None, "ablate": iv.edit(TINY, ALL["ablate"])}
-    probe = probes.Probe(
-        "a", ("attention",), lambda a, w: a["attention"](lambda x, _: x), lambda *_: None
-    )
     attention = {
-        name: np.array(
-            Decoder(TINY).apply({"params": PARAMS}, tokens, probes=[probe], edit=e)[1]["a"]
-        )
-        for name, e in edits.items()
+        name: np.stack(activations(TINY, PARAMS, "attention", *chain, tokens=tokens))
+        for name, chain in {"plain": [], "ablate": [ALL["ablate"]]}.items()
     }
     T = tokens.shape[1]
     for name, a in attention.items():
@@ -433,7 +434,7 @@ def made_by_theory():
     config = dataclasses.replace(
         TINY, layers=1, heads=2, kv_heads=2, scale_embedding=False, norm_epsilon=1e-12
     )
-    params = jax.tree.map(jnp.zeros_like, init(config))
+    params = jax.tree.map(jnp.zeros_like, random_parameters(config))
     ids = np.arange(config.vocab_size)
     table = np.zeros((config.vocab_size, config.d_model))
     table[:, 0], table[:, 1], table[:, 2] = 1, ids == TARGET, ids != TARGET

@@ -1,14 +1,15 @@
 """Probes: each against a direct statement in float64, on padding, blocks and devices; refusals."""
 
 import dataclasses
+import functools
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from random_parameters import random_parameters
 from test_llama2c import write as write_llama2c
 
 from rope_study import checkpoints, probes, rotary, theory
@@ -22,6 +23,7 @@ from rope_study.probes.head_patterns import distance_bins
 from rope_study.probes.one_text import read_activations
 from rope_study.probes.rotary_outliers import pair_angles, sign_over
 from rope_study.probes.run import compiled
+from rope_study.probes.sinks import _residual
 from rope_study.probes.spectral import spectrum
 from rope_study.rotary import parse
 from rope_study.sharding import make_layout
@@ -65,9 +67,7 @@ def padded(rows):
 @pytest.fixture(scope="module")
 def mixed():
     """A random decoder whose weights are large enough for attention to be uneven."""
-    decoder = Decoder(MIXED)
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    return decoder, jax.tree.map(lambda a: a * 1.5, params)
+    return Decoder(MIXED), random_parameters(MIXED, scale=0.3)
 
 
 EIGHT = texts(24, 17, 20, 9, 24, 12, 7, 23)
@@ -111,10 +111,12 @@ def test_sums_have_the_same_shapes_whatever_the_batch(mixed):
     """So that batches of other sizes add up."""
     decoder, params = mixed
 
+    def measure(tokens):
+        return decoder.apply({"params": params}, tokens, probes=ALL)[1]
+
     def shapes(B, T):
-        measure = lambda t: decoder.apply({"params": params}, t, probes=ALL)[1]  # noqa: E731
-        found = jax.eval_shape(measure, jax.ShapeDtypeStruct((B, T), jnp.int32))
-        return jax.tree.map(lambda a: a.shape, found)
+        sums = jax.eval_shape(measure, jax.ShapeDtypeStruct((B, T), jnp.int32))
+        return jax.tree.map(lambda a: a.shape, sums)
 
     assert shapes(2, 24) == shapes(3, 700)
 
@@ -122,37 +124,41 @@ def test_sums_have_the_same_shapes_whatever_the_batch(mixed):
 def test_attention_in_blocks_gives_the_same(mixed, measured, monkeypatch):
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
-    some = [probe for probe in ALL if "attention" in probe.reads]
-    got = probes.run(*mixed, [padded(EIGHT)], some)
-    assert len(some) == 3
+    of_attention = [probe for probe in ALL if "attention" in probe.reads]
+    got = probes.run(*mixed, [padded(EIGHT)], of_attention)
+    assert len(of_attention) == 3
     assert_same(got, {name: measured[name] for name in got}, rtol=1e-4, atol=1e-5)
 
 
-def test_devices_share_a_batch(mixed, measured):
-    decoder = Decoder(MIXED, make_layout("fsdp=8"))
-    assert_same(probes.run(decoder, mixed[1], [padded(EIGHT)], ALL), measured, rtol=1e-4, atol=1e-5)
-
-
-def test_devices_exchange_nothing_but_sums(mixed):
+def test_devices_share_a_batch_and_exchange_nothing_but_sums(mixed, measured):
     """No probe gathers the texts of other devices: the compiled program only adds up."""
     decoder = Decoder(MIXED, make_layout("data=8"))
-    probed, measure = compiled(decoder, mixed[1], ALL)
-    place = probed.layout.place
-    params = jax.device_put(mixed[1], probed.layout.sharding())
-    program = measure.lower(params, *map(place, padded(EIGHT))).compile().as_text()
-    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", program)
+    layout, measure = compiled(decoder, mixed[1], ALL)
+    batch = jax.device_put(mixed[1], layout.sharding()), *map(layout.place, padded(EIGHT))
+    program = measure.lower(*batch).compile()
+    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", program.as_text())
     assert set(exchanges) == {"all-reduce"}
+    sums = jax.tree.map(lambda a: np.asarray(a, np.float64), program(*batch))
+    for probe in ALL:
+        dataset = probe.finalize(sums[probe.name], 24, MIXED)
+        xarray.testing.assert_allclose(dataset, measured[probe.name], rtol=1e-4, atol=1e-5)
 
 
 def test_probed_forward_equals_plain_forward_bit_for_bit(mixed):
+    """With probes that read every kind of activation: before the MLP, after it, and attention."""
     decoder, params = mixed
     tokens, weights = map(jnp.asarray, padded(EIGHT))
+    late = probes.Probe(
+        "late", ("residual", "v"), lambda a, w: jnp.sum(a["residual"] * a["v"][0, 0, 0, 0])
+    )
 
-    def run(some):
-        apply = lambda p, t: decoder.apply({"params": p}, t, probes=some, weights=weights)  # noqa: E731
-        return jax.jit(apply)(params, tokens)[0]
+    @functools.partial(jax.jit, static_argnums=2)
+    def logits(params, tokens, probes):
+        return decoder.apply({"params": params}, tokens, probes=probes, weights=weights)
 
-    np.testing.assert_array_equal(run(ALL), run([]))
+    probed, sums = logits(params, tokens, (probes.frequency_usage, probes.sinks(), late))
+    assert len(sums) == 3
+    np.testing.assert_array_equal(probed, logits(params, tokens, ())[0])
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
@@ -294,8 +300,7 @@ def constructed():
     q = np.stack([np.broadcast_to(q, (4, T, H)) for q, _, _ in heads.values()], axis=2)
     k = np.stack([signs[..., None] * k for _, signs, k in heads.values()], axis=2)
     config = dataclasses.replace(presets.tiny(), layers=1, heads=8, kv_heads=8, head_dim=H)
-    decoder = Decoder(config)
-    params = nn.unbox(decoder.init(jax.random.key(0), tokens[:, :2]))["params"]
+    decoder, params = Decoder(config), random_parameters(config)
     put = {"q": jnp.asarray(q, jnp.float32), "k": jnp.asarray(k, jnp.float32)}
     probe = probes.head_patterns(delimiters=DELIMITERS)
     found = probes.run(
@@ -458,8 +463,7 @@ def test_only_the_sink_head_is_a_sink(constructed):
 def test_a_changed_token_reaches_what_reads_it():
     text = texts(24)[0]
     config = dataclasses.replace(MIXED, layers=2, pattern=(LayerSpec(window=3),))
-    local = Decoder(config)
-    params = nn.unbox(local.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
+    local, params = Decoder(config), random_parameters(config)
     got = probes.perturbation_spread(local, params, text, 3, 25)
     for layer in range(2):
         reached = (got.change.sel(bos="with", layer=layer) > 0).values
@@ -467,9 +471,8 @@ def test_a_changed_token_reaches_what_reads_it():
         np.testing.assert_array_equal(reached, (np.arange(24) >= 3) & (np.arange(24) <= reach))
     changed = text.copy()
     changed[3] = 25
-    read = lambda a: a["residual"]  # noqa: E731
     for bos, start in (("with", 0), ("without", 1)):
-        both = read_activations(local, params, np.stack([text, changed])[:, start:], read)[1]
+        both = read_activations(local, params, np.stack([text, changed])[:, start:], _residual)[1]
         norm = np.linalg.norm(both[1] - both[0], axis=-1)
         own = got.change.sel(bos=bos, layer=1)[start:]
         np.testing.assert_allclose(own, norm, rtol=1e-4, atol=1e-6)
@@ -609,11 +612,15 @@ def test_collapse_equals_two_runs_apart(mixed):
     decoder, params = mixed
     text, lengths = texts(24)[0], [1, 5, 24, *range(6, 12)]
     got = probes.representational_collapse(decoder, params, text, lengths)
+    features = jax.jit(functools.partial(decoder.apply, method="features"))
+
+    def last_features(*ids):
+        """Of a text alone; what fills it up on the right comes later."""
+        tokens = np.pad(ids, (0, 25 - len(ids)))[None]
+        return np.asarray(features({"params": params}, tokens)[0])[0, len(ids) - 1]
+
     for n in (5, 24):
-        last = []
-        for tokens in (text[:n], [*text[:n], text[n - 1]]):
-            x, _ = decoder.apply({"params": params}, jnp.asarray([tokens]), method="features")
-            last.append(np.asarray(x[0, -1]))
+        last = last_features(*text[:n]), last_features(*text[:n], text[n - 1])
         apart = (last[0] - last[1]).astype(np.float64)
         one = got.sel(length=n)
         assert one.l1.item() == pytest.approx(np.abs(apart).sum(), rel=1e-3, abs=1e-4)
@@ -628,19 +635,20 @@ def test_collapse_equals_two_runs_apart(mixed):
 def test_nope_cannot_count_one_repeated_token():
     """Without positions and BOS all places of a repeat are the same, at every length."""
     config = dataclasses.replace(presets.tiny(), layers=2).with_rotary(rotary.nope())
-    decoder = Decoder(config)
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    got = probes.representational_collapse(decoder, params, [9] * 12, [1, 4, 12])
+    params = random_parameters(config)
+    got = probes.representational_collapse(Decoder(config), params, [9] * 12, [1, 4, 12])
     np.testing.assert_allclose(got.l1, 0, atol=1e-4)
     assert (got.equal_in_bf16 > 0.9).all()
 
 
-@pytest.mark.parametrize("change", [{}, {"tied": False, "scale_embedding": False}])
-def test_token_influence_is_the_norm_of_the_jacobian(change):
-    """By differences of the table's rows, where every token occurs once; on a mesh of eight."""
+@pytest.mark.parametrize(
+    "mesh, change", [("fsdp=8", {}), (None, {"tied": False, "scale_embedding": False})]
+)
+def test_token_influence_is_the_norm_of_the_jacobian(mesh, change):
+    """By the table's rows, where every token occurs once; on a mesh of eight and on one device."""
     config = dataclasses.replace(presets.tiny(), pattern=(LayerSpec(window=3),), **change)
-    decoder = Decoder(config, make_layout("fsdp=8"))
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((8, 2), jnp.int32)))["params"]
+    decoder = Decoder(config, mesh and make_layout(mesh))
+    params = random_parameters(config)
     text = np.arange(10, 19)
     got = probes.token_influence(decoder, params, text, pieces=list("abcdefghi"))
     plain = Decoder(config)
@@ -652,7 +660,7 @@ def test_token_influence_is_the_norm_of_the_jacobian(change):
         )
         return apply[0][0, -1]
 
-    jacobian = jax.jacfwd(last)(params["embedding"][text])  # [D, T, D]
+    jacobian = jax.jit(jax.jacrev(last))(params["embedding"][text])  # [D, T, D]
     scale = config.d_model**0.5 if config.scale_embedding else 1
     expected = np.linalg.norm(np.asarray(jacobian), axis=(0, 2)) / scale
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)

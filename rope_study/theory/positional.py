@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, presets
 from rope_study.errors import UserError
-from rope_study.rotary import Rotary
+from rope_study.rotary import Encoding, Rotary
 from rope_study.theory.activation import check_distance
 
 # --- Prop. 5.2 --------------------------------------------------------------------------------
@@ -63,7 +63,10 @@ def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.n
       weight_scale: multiplies all weights: attention as sharp as one likes.
     """
     config = presets.tiny().with_rotary(encoding)
-    params = jax.tree.map(lambda a: a * weight_scale, _random_weights(config, seed))
+    # Encodings without arrays of their own share the weights, and what was compiled to make them.
+    trained = isinstance(encoding, Encoding) and encoding.trained
+    weights = _random_weights(config if trained else presets.tiny(), seed)
+    params = jax.tree.map(lambda a: a * weight_scale, weights)
     # [BOS, x, x]; with random weights the ids mean nothing.
     return first_layer_attention(config, params, (0, 1, 1))
 
