@@ -42,20 +42,22 @@ def logits(config, params, *interventions):
 
 def activations(config, params, name, *interventions, tokens=TOKENS):
     """One activation of every layer."""
-    run = program_of_activations(config, name)
-    return [np.asarray(a) for a in run(params, changes(config, interventions), tokens)]
+    layers = program_of_activations(config)(params, changes(config, interventions), tokens)
+    return [np.asarray(layer[name]) for layer in layers]
 
 
 @functools.cache
-def program_of_activations(config, name):
-    """(params, changes, tokens) -> one activation of every layer; compiled once for all edits."""
+def program_of_activations(config):
+    """(params, changes, tokens) -> every layer's activations; compiled once for all edits."""
+    names = ("q", "k", "q_rotated", "k_rotated")
 
     def measure(activations, weights):
-        value = activations[name]
-        return value(lambda attention, queries: attention) if callable(value) else value
+        attention = activations["attention"](lambda attention, queries: attention)
+        return {name: activations[name] for name in names} | {"attention": attention}
 
     def run(params, changed, tokens):
-        probe, edit = probes.Probe("read", (name,), measure), apply_changes(changed)
+        probe = probes.Probe("read", (*names, "attention"), measure)
+        edit = apply_changes(changed)
         features = functools.partial(Decoder(config).apply, method="features")
         return features({"params": params}, tokens, probes=[probe], edit=edit)[1]["read"]
 
@@ -302,7 +304,8 @@ ALL = {
 
 
 def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
-    kwargs = {"copies": 8, "copy_length": 6} | kwargs
+    # Copies of the shape of the texts, which compiles once.
+    kwargs = {"copies": 8, "copy_length": 12} | kwargs
     return iv.measure(decoder or Decoder(TINY), PARAMS, batches, interventions, **kwargs)
 
 
@@ -386,21 +389,25 @@ def test_batches_and_devices_add_up(found):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
     layout = sharding.make_layout("data=4,tensor=2")
     one = {"unrotate": ALL["unrotate"]}
-    check_found(measured(halves, decoder=Decoder(TINY, layout), interventions=one), found)
+    got = measured(halves, decoder=Decoder(TINY, layout), interventions=one, copies=3)
+    assert got.attrs["copies"] == 4  # fill the devices
+    check_found(got.drop_vars([name for name in got if name.startswith("copy")]), found)
 
 
 def test_copying_is_the_loss_of_the_same_tokens_twice(found):
-    tokens, weights = iv.repeated_sequences([BATCH], 8, 6, seed=0)
-    assert tokens.shape == (8, 13) and (tokens[:, 0] == 256).all() and weights.all()
-    np.testing.assert_array_equal(tokens[:, 1:7], tokens[:, 7:])
+    tokens, weights = iv.repeated_sequences([BATCH], 8, 12, seed=0)
+    assert (
+        tokens.shape == BATCH[0].shape == (8, 25) and (tokens[:, 0] == 256).all() and weights.all()
+    )
+    np.testing.assert_array_equal(tokens[:, 1:13], tokens[:, 13:])
     assert np.isin(tokens[:, 1:], BATCH[0][BATCH[1] > 0]).all() and not (tokens[:, 1:] == 256).any()
     by_token = losses(tokens)  # target 0 is the first token after BOS
     row = found.sel(intervention="plain")
-    assert float(row.copy_first) == pytest.approx(by_token[:, 1:6].mean(), abs=1e-5)
-    assert float(row.copy_second) == pytest.approx(by_token[:, 7:].mean(), abs=1e-5)
+    assert float(row.copy_first) == pytest.approx(by_token[:, 1:12].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 13:].mean(), abs=1e-5)
     assert float(row.copy_gain) == pytest.approx(float(row.copy_first - row.copy_second))
     edited = losses(tokens, ALL["ablate"])
-    gains = [x[:, 1:6].mean(axis=1) - x[:, 7:].mean(axis=1) for x in (by_token, edited)]
+    gains = [x[:, 1:12].mean(axis=1) - x[:, 13:].mean(axis=1) for x in (by_token, edited)]
     row, change = found.sel(intervention="ablate"), gains[1] - gains[0]
     assert float(row.copy_gain_difference) == pytest.approx(change.mean(), abs=1e-5)
     assert float(row.copy_gain_difference_se) == pytest.approx(
@@ -410,12 +417,12 @@ def test_copying_is_the_loss_of_the_same_tokens_twice(found):
 
 def test_copying_without_bos():
     bare = [(BATCH[0][:, 1:], BATCH[1][:, 1:])]
-    tokens, _ = iv.repeated_sequences(bare, 8, 6)
-    assert tokens.shape == (8, 12)
+    tokens, _ = iv.repeated_sequences(bare, 8, 12)
+    assert tokens.shape == (8, 24)
     row = measured(bare, interventions={"ablate": ALL["ablate"]}).sel(intervention="plain")
     by_token = losses(tokens)  # target 0 is the second token
-    assert float(row.copy_first) == pytest.approx(by_token[:, :5].mean(), abs=1e-5)
-    assert float(row.copy_second) == pytest.approx(by_token[:, 6:].mean(), abs=1e-5)
+    assert float(row.copy_first) == pytest.approx(by_token[:, :11].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 12:].mean(), abs=1e-5)
 
 
 # --- the causal test, on heads made by theory -------------------------------------------------

@@ -43,7 +43,7 @@ DELIMITERS = [5, 6, 7, 8, 9, 10, 11, 12]
 ALL = [
     probes.frequency_usage,
     probes.head_patterns(delimiters=DELIMITERS, window=4, minimum=6),
-    probes.sinks(bins=5),
+    probes.sinks(thresholds=(0.1, 0.2), bins=5),
     probes.massive_values(factor=1.2),
     probes.rotary_outliers(factor=1.1),
     probes.spectral(length=8),
@@ -67,7 +67,7 @@ def padded(rows):
 @pytest.fixture(scope="module")
 def mixed():
     """A random decoder whose weights are large enough for attention to be uneven."""
-    return Decoder(MIXED), random_parameters(MIXED, scale=0.3)
+    return Decoder(MIXED), random_parameters(MIXED, scale=0.2)
 
 
 EIGHT = texts(24, 17, 20, 9, 24, 12, 7, 23)
@@ -76,6 +76,28 @@ EIGHT = texts(24, 17, 20, 9, 24, 12, 7, 23)
 @pytest.fixture(scope="module")
 def measured(mixed):
     return probes.run(*mixed, [padded(EIGHT)], ALL)
+
+
+def activations(mixed, rows):
+    """What every layer shows of at most eight texts, [8, ...]; one program for all tests."""
+    tokens = np.ones((8, 24), np.int32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    return read_activations(*mixed, tokens, _everything)
+
+
+def _everything(activations):
+    weights = activations["attention"](lambda attention, _: attention)
+    counts = jnp.broadcast_to(activations["key_counts"], activations["tokens"].shape)
+    return {**activations, "attention": weights, "key_counts": counts}
+
+
+def run_all(mixed, tokens, weights):
+    """The datasets of ALL; rows of nothing but padding fill up the batch that was compiled."""
+    fill = [(0, 8 - len(tokens)), (0, 24 - tokens.shape[1])]
+    return probes.run(
+        *mixed, [(np.pad(tokens, fill, constant_values=1), np.pad(weights, fill))], ALL
+    )
 
 
 def assert_same(got, expected, **tolerance):
@@ -172,42 +194,29 @@ def test_every_dataset_has_units_and_can_be_saved(measured, suffix, tmp_path):
 
 
 def test_what_is_given_besides_activations(mixed):
-    tokens = texts(24)[0][None]
-
-    def read(activations):
-        return {"key_counts": activations["key_counts"][None], "tokens": activations["tokens"]}
-
-    for found, spec in zip(read_activations(*mixed, tokens, read), MIXED.pattern, strict=True):
+    text = texts(24)[0]
+    for layer, spec in zip(activations(mixed, [text]), MIXED.pattern, strict=True):
         mask = attention.causal_mask(24, window=spec.window, chunk=spec.chunk)
-        np.testing.assert_array_equal(found["key_counts"][0], mask.sum(axis=1))
-        np.testing.assert_array_equal(found["tokens"], tokens)
+        np.testing.assert_array_equal(layer["key_counts"][0], mask.sum(axis=1))
+        np.testing.assert_array_equal(layer["tokens"][0], text)
 
 
-def test_norms_after_rotation_are_those_before_times_the_attention_factor(mixed):
-    def read(activations):
-        return {name: pair_norms(activations[name]) for name in ("q", "q_rotated")}
-
-    for found, spec in zip(
-        read_activations(*mixed, texts(24)[0][None], read), MIXED.pattern, strict=True
-    ):
-        turns = spec.rotary.inverse_frequencies(16)
-        factor = rotary.pair_scale(turns, spec.rotary.scaling)
-        np.testing.assert_allclose(found["q_rotated"], found["q"] * factor, rtol=1e-4)
+def test_norms_after_rotation_are_those_before_times_the_scaling(mixed):
+    for layer, spec in zip(activations(mixed, texts(24)), MIXED.pattern, strict=True):
+        before, after = (pair_norms(layer[name][0]) for name in ("q", "q_rotated"))
+        frequencies = spec.rotary.inverse_frequencies(16)
+        scale = rotary.pair_scale(frequencies, spec.rotary.scaling)
+        np.testing.assert_allclose(after, before * scale, rtol=1e-4)
     assert MIXED.pattern[0].rotary.scaling > 1.1
 
 
 # --- head patterns ----------------------------------------------------------------------------
 
 
-def attention_of(decoder, params, text):
-    """float64[L, N, T, T] of a text that is padded on the right, so that all compile once."""
-    whole = np.pad(text, (0, 24 - len(text)))[None]
-    found = np.stack(read_activations(decoder, params, whole, _weights))[:, 0].astype(np.float64)
-    return found[..., : len(text), : len(text)]
-
-
-def _weights(activations):
-    return activations["attention"](lambda weights, _: weights)
+def attention_of(mixed, *rows):
+    """float64[L, N, T, T] of each text."""
+    weights = np.stack([layer["attention"] for layer in activations(mixed, rows)], dtype=float)
+    return [weights[:, i, :, : len(row), : len(row)] for i, row in enumerate(rows)]
 
 
 def test_head_patterns_equal_their_statement(mixed):
@@ -215,9 +224,8 @@ def test_head_patterns_equal_their_statement(mixed):
     window, minimum, rows = 4, 6, texts(24, 18)
     tokens, weights = padded(rows)
     weights[0, [4, 11, 12]] = 0
-    probe = probes.head_patterns(delimiters=DELIMITERS, window=window, minimum=minimum)
-    got = probes.run(*mixed, [(tokens, weights)], [probe])["head_patterns"]
-    maps = [attention_of(*mixed, row) for row in rows]
+    got = run_all(mixed, tokens, weights)["head_patterns"]
+    maps = attention_of(mixed, *rows)
     for layer, spec in enumerate(MIXED.pattern):
         # In chunks of 5 no query has 6 keys: those count that read as many as they may.
         cells = []  # distance, id, the heads' y
@@ -365,18 +373,14 @@ def test_contributions_sum_to_the_layers_own_logit(mixed, layer, head):
     """Grouped queries; with an attention factor, without rotation, with some pairs unrotated."""
     text = texts(24)[0]
     got = probes.contributions(*mixed, text, layer, head, 19, 17, pieces=[f"<{i}>" for i in text])
-    found = read_activations(*mixed, text[None], _rotated)[layer]
-    logits = np.asarray(attention.logits(found["q"], found["k"])) * 16**0.5
+    shown = activations(mixed, [text])[layer]
+    logits = np.asarray(attention.logits(shown["q_rotated"], shown["k_rotated"])) * 16**0.5
     assert got.contribution.sum().item() == pytest.approx(logits[0, head, 19, 17], rel=1e-5)
     assert got.attrs["logit"] / 4 == pytest.approx(got.attrs["scaled"])
     assert (np.abs(got.contribution) <= got.bound + 1e-9).all()
     assert got.attrs["query_token"] == f"<{text[19]}>" and got.attrs["key_token"] == f"<{text[17]}>"
     turns = MIXED.pattern[layer].rotary.inverse_frequencies(16)
     np.testing.assert_array_equal(got.inverse_frequency, turns)
-
-
-def _rotated(activations):
-    return {"q": activations["q_rotated"], "k": activations["k_rotated"]}
 
 
 def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_path):
@@ -398,7 +402,7 @@ def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_p
 
 def test_attention_map_is_the_layers_attention(mixed, monkeypatch):
     text = texts(24)[0]
-    expected = attention_of(*mixed, text)
+    (expected,) = attention_of(mixed, text)
     pieces = [str(i) for i in text]
     got = probes.attention_map(*mixed, text, 1, 2, pieces=pieces)
     np.testing.assert_allclose(got, expected[1, 2], atol=1e-6)
@@ -415,7 +419,7 @@ def test_attention_maps_have_every_head(mixed):
     text = texts(24)[0]
     got = probes.attention_maps(*mixed, text, pieces=[str(i) for i in text])
     assert got.dims == ("layer", "head", "query", "key") and got.shape == (3, 4, 24, 24)
-    np.testing.assert_allclose(got, attention_of(*mixed, text), atol=1e-6)
+    np.testing.assert_allclose(got, attention_of(mixed, text)[0], atol=1e-6)
     assert list(got.query_token.values) == [str(i) for i in text]
 
 
@@ -436,10 +440,13 @@ def test_contribution_map_has_the_contributions_of_every_query_and_key(mixed, la
 @pytest.mark.parametrize("place", [0, 3])
 def test_sinks_equal_their_statement(mixed, place):
     rows = texts(24, 18, 4, 2)
-    probe = probes.sinks(place, thresholds=(0.1, 0.2), bins=5)
-    got = probes.run(*mixed, [padded(rows)], [probe])["sinks"]
+    if place == 0:
+        got = run_all(mixed, *padded(rows))["sinks"]
+    else:
+        probe = probes.sinks(place, thresholds=(0.1, 0.2), bins=5)
+        got = probes.run(*mixed, [padded(rows)], [probe])["sinks"]
     counted = [row for row in rows if len(row) > place + 1]
-    maps = [attention_of(*mixed, row) for row in counted]
+    maps = attention_of(mixed, *counted)
     alpha = np.stack([a[..., place:, place].mean(axis=-1) for a in maps])  # [text, L, N]
     assert got.attrs["texts"] == len(counted) == (4 if place == 0 else 2)
     np.testing.assert_allclose(got.alpha, alpha.mean(axis=0), rtol=1e-4)
@@ -488,8 +495,8 @@ def test_a_changed_token_reaches_what_reads_it():
 
 def test_massive_values_equal_their_statement(mixed, measured):
     got = measured["massive_values"]
-    tokens, weights = padded(EIGHT)
-    found = read_activations(*mixed, tokens, lambda a: {name: a[name] for name in "qkv"})
+    _, weights = padded(EIGHT)
+    found = activations(mixed, EIGHT)
     for layer in range(3):
         for name in "qkv":
             x = found[layer][name][weights > 0].astype(np.float64)  # [tokens, N, H]
@@ -585,11 +592,11 @@ def test_bands_of_known_rows():
 
 def test_spectral_reads_rows_that_are_long_enough(mixed):
     rows = texts(24, 9, 5)
-    got = probes.run(*mixed, [padded(rows)], [probes.spectral(length=8)])["spectral"]
+    got = run_all(mixed, *padded(rows))["spectral"]
     assert (got.rows.sel(layer=0) == (24 - 7) + (9 - 7)).all()
     power, counted = np.zeros((4, 3)), 0
-    for row in rows[:2]:
-        a = attention_of(*mixed, row)[0]
+    for row, weights in zip(rows[:2], attention_of(mixed, *rows[:2]), strict=True):
+        a = weights[0]
         for i in range(7, len(row)):
             shares, *_ = spectrum(jnp.asarray(a[:, i, i - 7 : i + 1] * np.hanning(8)))
             power, counted = power + np.asarray(shares), counted + 1
@@ -696,11 +703,13 @@ def test_wrong_settings_are_refused(make, message):
         ([probes.head_patterns()], r"no text has 16 tokens"),
         ([probes.sinks(5)], r"no text goes on after place=5"),
         ([probes.spectral()], r"no text has length=64 tokens"),
+        ([probes.Probe("bare", ("q",), print)], r"bare: without finalize a probe has no dataset"),
     ],
 )
-def test_what_cannot_be_run_is_refused(mixed, some, message):
+def test_what_cannot_be_run_is_refused(some, message):
+    config = dataclasses.replace(presets.tiny(), layers=1)
     with pytest.raises(UserError, match=message):
-        probes.run(*mixed, [padded(texts(4))], some)
+        probes.run(Decoder(config), random_parameters(config), [padded(texts(4))], some)
 
 
 TEXT = texts(9)[0]
