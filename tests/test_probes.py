@@ -288,8 +288,8 @@ def constructed():
     psi[:5] = norm / 5**0.5
     near = np.zeros(H)  # falls off in some ten tokens
     near[2:5] = 4.0
-    still = np.zeros(H)  # the slowest pair, which does not turn in 96 tokens
-    still[15] = 1.0
+    slowest = np.zeros(H)  # the slowest pair, which hardly rotates in 96 tokens
+    slowest[15] = 1.0
     # Every fourth id is what the head looks for, wherever it stands.
     sought = np.where(tokens % 4 == 0, 1.0, -1.0)
     first = np.where(np.arange(T) == 0, 1.0, -1.0) * np.ones((4, 1))
@@ -298,12 +298,12 @@ def constructed():
     heads = {
         "diagonal": (psi, everywhere, psi),
         "previous": (psi, everywhere, theory.rotate_key(psi, encoding, 1)),
-        "sink": (40 * still, first, still),
+        "sink": (40 * slowest, first, slowest),
         "local": (near, everywhere, near),
-        "by token": (40 * still, np.where(np.arange(T) == 0, -1.0, sought), still),
-        "delimiter": (40 * still, delimits, still),
-        "even": (0 * still, everywhere, still),
-        "noise": (40 * still, random.normal(size=(4, T)), still),
+        "by token": (40 * slowest, np.where(np.arange(T) == 0, -1.0, sought), slowest),
+        "delimiter": (40 * slowest, delimits, slowest),
+        "even": (0 * slowest, everywhere, slowest),
+        "noise": (40 * slowest, random.normal(size=(4, T)), slowest),
     }
     q = np.stack([np.broadcast_to(q, (4, T, H)) for q, _, _ in heads.values()], axis=2)
     k = np.stack([signs[..., None] * k for _, signs, k in heads.values()], axis=2)

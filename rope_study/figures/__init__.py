@@ -1,7 +1,8 @@
 """The figures: every one of the paper by what it shows, and by number in PAPER.
 
-A function takes statistics (datasets of probes, or nothing where a figure needs no model) and
-returns a matplotlib Figure, which names model, text and units and leaves no global state behind.
+Takes statistics (datasets of probes, or nothing where a figure needs no model); gives a matplotlib
+Figure, which names model, text and units and leaves no global state behind. A new figure is a
+function that draws with style.py.
 """
 
 from rope_study.figures.attention import (
