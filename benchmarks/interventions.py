@@ -3,11 +3,11 @@
     python benchmarks/interventions.py --checkpoint=stories260K.bin
 
 The texts are the decoder's own, sampled at temperature 1, up to where it ends a text. Three
-tables: pairs edited in all heads at once; pairs zeroed in one layer at a time, and what becomes of
-every head of that layer, whose input is then as before; and that by kind of head. Beside each pair
-that is zeroed stands a control of the same norm: all other pairs of each head shrunk by one factor,
-so that as much of its sum of mean |q^(k)| |k^(k)| goes as with the pair (rescale, on q). Where a
-pair has more than all others together there is no such control.
+tables: pairs edited in all heads at once; pairs ablated in one layer at a time, and what becomes
+of every head of that layer, whose input is then as before; and that by kind of head. Beside each
+pair that is ablated stands a control of the same norm: all other pairs of each head shrunk by one
+factor, so that as much of its sum of mean |q^(k)| |k^(k)| goes as with the pair (rescale, on q).
+Where a pair has more than all others together there is no such control.
 """
 
 import argparse
@@ -19,29 +19,32 @@ import xarray
 from rope_study import checkpoints, probes
 from rope_study.decoder import sampling
 from rope_study.interventions import (
+    Intervention,
+    ablate,
     band,
     band_share,
     measure,
     permute,
     random_band,
     rescale,
+    unrotate,
 )
 
 
 def sample(decoder, params, bos: int, rows: int, length: int, seed: int):
     """(tokens int32[rows, length], weights): texts of the decoder's own, each up to its end."""
     start = np.full((rows, 1), bos)
-    made = sampling.generate_tokens(
+    rows_of_ids = sampling.generate_tokens(
         decoder, params, start, tokens=length - 1, temperature=1.0, seed=seed
     )
-    tokens = np.stack(made).astype(np.int32)
+    tokens = np.stack(rows_of_ids).astype(np.int32)
     return tokens, (np.cumsum(tokens == bos, axis=1) <= 1).astype(np.float32)
 
 
-def shrink_others(usage: xarray.Dataset, pair: int) -> list:
+def shrink_others(usage: xarray.Dataset, pair: int) -> list[Intervention]:
     """As much norm taken from a head's other pairs, by one factor, as the pair has."""
     shares = band_share(usage, band(indices=pair)).to_numpy()
-    others = band(indices=[i for i in range(usage.sizes["frequency"]) if i != pair])
+    others = band(indices=[i for i in range(usage.sizes["pair"]) if i != pair])
     return [
         rescale(others, 1 - share / (1 - share), layers=layer, heads=head)
         for (layer, head), share in np.ndenumerate(shares)
@@ -51,41 +54,42 @@ def shrink_others(usage: xarray.Dataset, pair: int) -> list:
 
 def everywhere(usage: xarray.Dataset) -> dict:
     """Edits of all heads of all layers at once."""
-    P = usage.sizes["frequency"]
+    P = usage.sizes["pair"]
     half = {"fast half": band(fastest=0.5), "slow half": band(slowest=0.5)}
-    found = {f"zero pair {i}": ablate(band(indices=i)) for i in range(P)}
-    found |= {f"zero {name}": ablate(one) for name, one in half.items()}
-    found |= {
-        f"zero random as pair {i}": ablate(random_band(usage, band(indices=i))) for i in (0, 1)
-    }
+    random = {i: random_band(usage, band(indices=i)) for i in (0, 1)}
     shares = [band_share(usage, band(indices=i)) for i in range(P)]
-    found |= {
+    edits = {f"ablate pair {i}": ablate(band(indices=i)) for i in range(P)}
+    edits |= {f"ablate {name}": ablate(pairs) for name, pairs in half.items()}
+    edits |= {f"ablate random as pair {i}": ablate(pairs) for i, pairs in random.items()}
+    edits |= {
         f"shrink all but {i}": shrink_others(usage, i) for i in range(P) if shares[i].max() < 0.5
     }
-    found |= {f"freeze pair {i}": unrotate(band(indices=i)) for i in range(P)}
-    found |= {f"freeze {name}": unrotate(one) for name, one in half.items()}
-    found |= {"freeze all": unrotate(band(fastest=1.0)), "reverse all": permute(band(fastest=1.0))}
-    found |= {f"swap {i} and {i + 1}": permute(band(indices=(i, i + 1))) for i in range(P - 1)}
-    return found
+    edits |= {f"unrotate pair {i}": unrotate(band(indices=i)) for i in range(P)}
+    edits |= {f"unrotate {name}": unrotate(pairs) for name, pairs in half.items()}
+    edits |= {"unrotate all": unrotate(band(fastest=1.0))}
+    edits |= {"reverse all": permute(band(fastest=1.0))}
+    edits |= {f"swap {i} and {i + 1}": permute(band(indices=(i, i + 1))) for i in range(P - 1)}
+    return edits
 
 
-def taken(usage: xarray.Dataset, name: str, interventions: dict) -> float:
+def norm_taken(usage: xarray.Dataset, name: str, interventions: dict) -> float:
     """The mean over heads of the share of norm that goes; NaN where nothing is taken."""
-    one = interventions[name]
     if name.startswith("shrink"):
         return float(band_share(usage, band(indices=int(name.split()[-1]))).mean())
-    return float(band_share(usage, one.band).mean()) if name.startswith("zero") else np.nan
+    if name.startswith("ablate"):
+        return float(band_share(usage, interventions[name].band).mean())
+    return np.nan
 
 
-def table_everywhere(usage, interventions: dict, found: xarray.Dataset) -> None:
+def table_everywhere(usage, interventions: dict, effects: xarray.Dataset) -> None:
     """Prints the table of all heads at once."""
     print(
         f"\n{'all heads at once':24} {'norm taken':>10} {'loss':>7} {'difference +- s.e.':>19}"
         f" {'TV':>6} {'previous':>8} {'copy gain':>9} {'difference +- s.e.':>19}"
     )
-    for name in found.intervention.values:
-        row = found.sel(intervention=name)
-        share = np.nan if name == "plain" else taken(usage, name, interventions)
+    for name in effects.intervention.values:
+        row = effects.sel(intervention=name)
+        share = np.nan if name == "plain" else norm_taken(usage, name, interventions)
         print(
             f"{name:24} {'' if np.isnan(share) else f'{share:10.3f}':>10} {row.loss:7.3f}"
             f" {row.loss_difference:+10.3f} +- {row.loss_difference_se:5.3f}"
@@ -96,28 +100,30 @@ def table_everywhere(usage, interventions: dict, found: xarray.Dataset) -> None:
 
 def by_layer(usage: xarray.Dataset) -> dict:
     """Every pair, and its control, in one layer at a time: {(kind, layer, pair): interventions}."""
-    found = {}
-    for layer, i in itertools.product(range(usage.sizes["layer"]), range(usage.sizes["frequency"])):
-        found["zero", layer, i] = ablate(band(indices=i), layers=layer)
-        control = [one for one in shrink_others(usage, i) if one.layers == (layer,)]
+    edits = {}
+    for layer, i in itertools.product(range(usage.sizes["layer"]), range(usage.sizes["pair"])):
+        edits["ablate", layer, i] = ablate(band(indices=i), layers=layer)
+        control = [edit for edit in shrink_others(usage, i) if edit.layers == (layer,)]
         if len(control) == usage.sizes["head"]:
-            found["shrink", layer, i] = control
-    return found
+            edits["shrink", layer, i] = control
+    return edits
 
 
 def one_layer(decoder, params, batch, usage) -> dict[str, np.ndarray]:
     """[L, N, P] of every head and pair: what its own layer's edit does to it, NaN where none."""
     edits = by_layer(usage)
-    found = measure(
-        decoder, params, [batch], {" ".join(map(str, k)): one for k, one in edits.items()}, copies=0
-    )
-    shape = usage.sizes["layer"], usage.sizes["head"], usage.sizes["frequency"]
-    names = [f"{kind} {what}" for kind in ("zero", "shrink") for what in ("moved", "lost")]
+    by_name = {f"{kind} {layer} {pair}": edit for (kind, layer, pair), edit in edits.items()}
+    effects = measure(decoder, params, [batch], by_name, copies=0)
+    shape = usage.sizes["layer"], usage.sizes["head"], usage.sizes["pair"]
+    names = [f"{kind} {what}" for kind in ("ablate", "shrink") for what in ("moved", "lost")]
     numbers = {name: np.full(shape, np.nan) for name in names}
-    plain = found.sel(intervention="plain")
-    position = lambda row: (row.previous + row.diagonal).to_numpy()  # noqa: E731
+    plain = effects.sel(intervention="plain")
+
+    def position(row: xarray.Dataset) -> np.ndarray:
+        return (row.previous + row.diagonal).to_numpy()
+
     for kind, layer, pair in edits:
-        row = found.sel(intervention=f"{kind} {layer} {pair}")
+        row = effects.sel(intervention=f"{kind} {layer} {pair}")
         numbers[f"{kind} moved"][layer, :, pair] = row.total_variation[layer]
         numbers[f"{kind} lost"][layer, :, pair] = (position(plain) - position(row))[layer]
     shares = [band_share(usage, band(indices=i)).to_numpy() for i in range(shape[2])]
@@ -125,8 +131,8 @@ def one_layer(decoder, params, batch, usage) -> dict[str, np.ndarray]:
         "share": np.stack(shares, axis=-1),
         "previous": plain.previous.to_numpy(),
         "diagonal": plain.diagonal.to_numpy(),
-        "loss": found.loss_difference.to_numpy(),
-        "loss_se": found.loss_difference_se.to_numpy(),
+        "loss": effects.loss_difference.to_numpy(),
+        "loss_se": effects.loss_difference_se.to_numpy(),
         "edits": list(edits),
     }
 
@@ -138,16 +144,16 @@ def spread(values, form: str = "5.2f") -> str:
 
 
 def table_heads(n: dict) -> None:
-    """Prints every head: its norms, and what zeroing each pair in its layer does to it."""
+    """Prints every head: its norms, and what ablating each pair in its layer does to it."""
     L, N, P = n["share"].shape
     width = 6 * P - 1
     print(
         f"\n{'head':6} {'prev':>5} {'diag':>5}  {'norm share by pair':{width}}"
-        f"  {'zeroed: TV by pair':{width}}  {'zeroed: prev + diag lost':{width}}"
+        f"  {'ablated: TV by pair':{width}}  {'ablated: prev + diag lost':{width}}"
     )
     for layer, head in np.ndindex(L, N):
         at = layer, head
-        by_pair = [spread(n[name][at]) for name in ("share", "zero moved", "zero lost")]
+        by_pair = [spread(n[name][at]) for name in ("share", "ablate moved", "ablate lost")]
         print(
             f"L{layer}H{head:<3} {n['previous'][at]:5.2f} {n['diagonal'][at]:5.2f}  "
             + "  ".join(by_pair)
@@ -161,13 +167,13 @@ def table_kinds(n: dict) -> None:
     print("\nmeans over heads        " + "".join(f"{f'pair {i}':>8}" for i in range(P)))
     for label, chosen in (("prev + diag >= 0.5", position >= 0.5), ("below 0.5", position < 0.5)):
         print(f"{label}: {int(chosen.sum())} heads")
-        for name in ("share", "zero moved", "shrink moved", "zero lost", "shrink lost"):
+        for name in ("share", "ablate moved", "shrink moved", "ablate lost", "shrink lost"):
             print(f"  {name:22}" + spread(n[name][chosen].mean(axis=0), "7.3f"))
     print("\nrank correlation over heads of prev + diag with")
-    for name in ("share", "zero moved", "zero lost"):
+    for name in ("share", "ablate moved", "ablate lost"):
         ranks = [correlation(position.ravel(), n[name][..., i].ravel()) for i in range(P)]
         print(f"  {name:22}" + spread(ranks, "+7.2f"))
-    flat = n["share"].ravel(), n["zero moved"].ravel()
+    flat = n["share"].ravel(), n["ablate moved"].ravel()
     print(f"rank correlation over heads and pairs of share with TV: {correlation(*flat):+.2f}")
     print("\nloss difference +- s.e. of edits of one layer")
     for edit, mean, error in zip(n["edits"], n["loss"][1:], n["loss_se"][1:], strict=True):
@@ -192,11 +198,12 @@ def main() -> None:
     batch = sample(decoder, params, bos, args.rows, args.length, args.seed)
     usage = probes.run(decoder, params, [batch], [probes.frequency_usage])["frequency_usage"]
     interventions = everywhere(usage)
-    found = measure(decoder, params, [batch], interventions)
-    print(f"{found.model}: {found.texts} texts, {found.tokens} tokens, context {found.context}")
+    effects = measure(decoder, params, [batch], interventions)
+    source = f"{effects.texts} texts, {effects.tokens} tokens, context {effects.context}"
+    print(f"{effects.model}: {source}")
     frequencies = usage["inverse_frequency"].to_numpy()[0]
-    print(f"pairs turn by {', '.join(f'{g:g}' for g in frequencies)} rad/token")
-    table_everywhere(usage, interventions, found)
+    print(f"frequencies of the pairs: {', '.join(f'{g:g}' for g in frequencies)} rad/token")
+    table_everywhere(usage, interventions, effects)
     numbers = one_layer(decoder, params, batch, usage)
     table_heads(numbers)
     table_kinds(numbers)

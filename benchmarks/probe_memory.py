@@ -55,7 +55,6 @@ def main() -> None:
     )
     program = measure.lower(shapes, tokens, weights).compile()
     memory = program.memory_analysis()
-    gib = lambda size: f"{size / 2**30:.2f} GiB"  # noqa: E731
     device = decoder.layout.mesh.devices.flat[0]
     print(
         f"{args.preset}, {config.layers} layers, {args.length} tokens,"
@@ -66,6 +65,11 @@ def main() -> None:
     )
     if args.run:
         run(program, shapes, tokens, weights, device)
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB."""
+    return f"{size / 2**30:.2f} GiB"
 
 
 def run(program, shapes, tokens, weights, device) -> None:

@@ -41,22 +41,24 @@ def jax_variants(config, tokens: np.ndarray) -> dict[str, tuple[Callable, int]]:
         x, aux = decoder.apply(variables, ids, probes=used, method="features")
         return x.astype(jnp.float32).sum(), aux
 
-    made, usage = {}, [probes.frequency_usage]
+    programs, usage = {}, [probes.frequency_usage]
     options = reading_options(variables, one_device())
-    for name, used, told in (
+    for name, used, xla_options in (
         ("forward", [], options),
         ("forward + frequency usage", usage, options),
         ("the same with XLA's own options", usage, {}),
     ):
         program = (
-            jax.jit(lambda v, t, used=used: forward(v, t, used)).lower(variables, ids).compile(told)
+            jax.jit(lambda v, t, used=used: forward(v, t, used))
+            .lower(variables, ids)
+            .compile(xla_options)
         )
         memory = program.memory_analysis()
         size = memory.temp_size_in_bytes + memory.output_size_in_bytes
         run = lambda program=program: jax.block_until_ready(program(variables, ids))  # noqa: E731
-        made[f"rope_study: {name}"] = run, size
-    made["rope_study: parameters"] = None, sum(a.nbytes for a in jax.tree.leaves(variables))
-    return made
+        programs[f"rope_study: {name}"] = run, size
+    programs["rope_study: parameters"] = None, sum(a.nbytes for a in jax.tree.leaves(variables))
+    return programs
 
 
 def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callable]:
@@ -65,14 +67,14 @@ def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callabl
     from transformers import GemmaConfig, GemmaModel
 
     torch.backends.cuda.matmul.allow_tf32 = False
-    made = GemmaConfig(
+    shapes = GemmaConfig(
         vocab_size=VOCABULARY, hidden_size=config.d_model, intermediate_size=config.mlp_hidden,
         num_hidden_layers=config.layers, num_attention_heads=config.heads,
         num_key_value_heads=config.kv_heads, head_dim=config.head_dim,
     )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(device):
-        model = GemmaModel(made).to(getattr(torch, config.compute_dtype)).eval()
+        model = GemmaModel(shapes).to(getattr(torch, config.compute_dtype)).eval()
     ids = torch.tensor(tokens, device=device)
     half = config.head_dim // 2
 
@@ -105,12 +107,12 @@ def torch_variants(config, tokens: np.ndarray, device: str) -> dict[str, Callabl
             p.register_forward_hook(lambda _, __, out: seen.append(see(out))) for p in projections()
         ]
         forward()
-        found = [x if see is norms else norms(x) for x in seen]
+        results = [x if see is norms else norms(x) for x in seen]
         for handle in handles:
             handle.remove()
         if device == "cuda":
             torch.cuda.synchronize()
-        return found
+        return results
 
     return {
         "transformers: forward": forward,
@@ -168,10 +170,10 @@ def main() -> None:
         attention="cudnn" if gpu and args.dtype == "bfloat16" else "reference",
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (args.batch, args.length))
-    made = jax_variants(config, tokens)
-    parameters = made.pop("rope_study: parameters")[1]
-    runs = {name: run for name, (run, _) in made.items()}
-    memory = {name: size for name, (_, size) in made.items()}
+    programs = jax_variants(config, tokens)
+    parameters = programs.pop("rope_study: parameters")[1]
+    runs = {name: run for name, (run, _) in programs.items()}
+    memory = {name: size for name, (_, size) in programs.items()}
     device = "cuda" if gpu else "cpu"
     if args.peer == "yes":
         peers = torch_variants(config, tokens, device)

@@ -448,7 +448,7 @@ def test_causal_trains_and_reaches_its_parameters(variant):
     """
     _, config = variants.apply(TINY, variant)
     config = dataclasses.replace(config, layers=len(config.pattern))
-    params = random_parameters(config, deviation=0.05)
+    params = random_parameters(config, scale=0.05)
     readout = jax.random.normal(jax.random.key(9), (config.d_model, 16))
 
     @jax.jit

@@ -122,7 +122,7 @@ def test_unrotated_pairs_are_marked(encoding, block, by_head):
     assert texts(figure).count("not rotated") == 2
 
 
-def test_nothing_is_marked_where_every_pair_turns():
+def test_nothing_is_marked_where_every_pair_is_rotated():
     figure = figures.norms_by_layer(make_usage(ENCODINGS["rope"]))
     assert marks(figure, 0) == marks(figure, 1) == []
     assert "not rotated" not in texts(figure)
@@ -165,23 +165,6 @@ def test_side_by_side_shares_one_scale_among_encodings():
 
 
 # --- decay ------------------------------------------------------------------------------------
-
-
-def test_activation_equals_explicit_rotation_matrices():
-    rng = np.random.default_rng(1)
-    d, distances = 6, [0, 1, 7, 1000]
-    frequencies = rng.uniform(0, 1, d // 2)
-    q, k = rng.standard_normal((2, 5, d))
-    want = np.zeros((5, len(distances)))
-    for column, distance in enumerate(distances):
-        for pair, frequency in enumerate(frequencies):
-            cos, sin = np.cos(distance * frequency), np.sin(distance * frequency)
-            rho = np.array([[cos, -sin], [sin, cos]])
-            dims = [pair, pair + d // 2]
-            want[:, column] += np.einsum("bi,ij,bj->b", q[:, dims], rho, k[:, dims])
-    got = figures.activation_by_distance(q, k, frequencies, distances)
-    assert got.dtype == np.float64
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
 
 
 def test_decay_all_ones_decays_and_gaussian_does_not():

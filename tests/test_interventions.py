@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from random_parameters import random_parameters
 
 from rope_study import interventions as iv
 from rope_study import probes, rotary, sharding, theory
@@ -16,21 +16,13 @@ from rope_study.data import load_tokenizer
 from rope_study.decoder import Decoder, LayerSpec, presets
 from rope_study.errors import UserError
 from rope_study.interventions import ablate, band, permute, rescale, unrotate
-from rope_study.interventions.edits import apply_changes, changes
-from rope_study.interventions.measurement import ratio
+from rope_study.interventions.changes import apply_changes, changes
 from rope_study.probes import frequency_usage
-from rope_study.training.evaluate import Evaluation
+from rope_study.training.evaluate import Evaluation, mean_and_error
 
 TINY = presets.tiny()  # 2 layers, 4 heads on 2 key heads, 8 pairs
 TOKENS = jax.random.randint(jax.random.key(7), (2, 24), 0, 256)
 ROPE = rotary.rope().inverse_frequencies(16)
-
-
-def init(config):
-    """Weights large enough for attention far from even; NumPy's, as initialisers compile slowly."""
-    shapes = nn.unbox(jax.eval_shape(Decoder(config).init, jax.random.key(0), TOKENS))["params"]
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda a: jnp.asarray(random.normal(0, 0.5, a.shape), a.dtype), shapes)
 
 
 @functools.cache
@@ -48,27 +40,54 @@ def logits(config, params, *interventions):
     return program(config, None)(params, changes(config, interventions), TOKENS)[0]
 
 
-def activations(config, params, name, *interventions):
+def activations(config, params, name, *interventions, tokens=TOKENS):
     """One activation of every layer."""
-    weigh = lambda a: a(lambda weights, queries: weights) if callable(a) else a  # noqa: E731
-    probe = probes.Probe("seen", (name,), lambda a, w: weigh(a[name]), lambda *_: None)
-    edit = iv.edit(config, interventions) if interventions else None
-    run = jax.jit(lambda p: Decoder(config).apply({"params": p}, TOKENS, probes=[probe], edit=edit))
-    return [np.asarray(a) for a in run(params)[1]["seen"]]
+    layers = program_of_activations(config)(params, changes(config, interventions), tokens)
+    return [np.asarray(layer[name]) for layer in layers]
+
+
+@functools.cache
+def program_of_activations(config):
+    """(params, changes, tokens) -> every layer's activations; compiled once for all edits."""
+    names = ("q", "k", "q_rotated", "k_rotated")
+
+    def measure(activations, weights):
+        attention = activations["attention"](lambda attention, queries: attention)
+        return {name: activations[name] for name in names} | {"attention": attention}
+
+    def run(params, changed, tokens):
+        probe = probes.Probe("read", (*names, "attention"), measure)
+        edit = apply_changes(changed)
+        features = functools.partial(Decoder(config).apply, method="features")
+        return features({"params": params}, tokens, probes=[probe], edit=edit)[1]["read"]
+
+    return jax.jit(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(rotary.Encoding):
+    """Whatever frequencies a test wants."""
+
+    kind = "given"
+    frequencies: tuple[float, ...]
+
+    def inverse_frequencies(self, head_dim):
+        """float64[head_dim / 2]."""
+        return np.array(self.frequencies)
 
 
 def with_frequencies(config, frequencies):
-    return config.with_rotary(rotary.Encoding("changed", lambda d: frequencies))
+    return config.with_rotary(Given(tuple(map(float, frequencies))))
 
 
 def close(a, b, atol=2e-4):
     np.testing.assert_allclose(a, b, atol=atol)
 
 
-PARAMS = init(TINY)
+PARAMS = random_parameters(TINY, scale=0.5)  # attention far from even
 PLAIN = jax.jit(lambda p: Decoder(TINY).apply({"params": p}, TOKENS)[0])(PARAMS)
 MIDDLE = band(indices=(1, 2, 5))
-ZEROED = logits(TINY, PARAMS, ablate(MIDDLE))
+ABLATED = logits(TINY, PARAMS, ablate(MIDDLE))
 PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
 
 
@@ -152,12 +171,12 @@ def test_a_random_band_comes_as_near_as_exchanges_can():
 
 
 @pytest.mark.parametrize("on", ["q_rotated", "k", "k_rotated", ("q", "k")])
-def test_zero_is_the_same_wherever_it_is_done(on):
-    assert np.abs(ZEROED - PLAIN).max() > 1
-    close(logits(TINY, PARAMS, ablate(MIDDLE, on=on)), ZEROED)
+def test_ablating_is_the_same_wherever_it_is_done(on):
+    assert np.abs(ABLATED - PLAIN).max() > 1
+    close(logits(TINY, PARAMS, ablate(MIDDLE, on=on)), ABLATED)
 
 
-def test_zero_removes_exactly_what_the_band_adds_to_logits():
+def test_ablating_removes_exactly_what_the_band_adds_to_logits():
     one = ablate(MIDDLE, layers=0)
     q, k = (activations(TINY, PARAMS, f"{x}_rotated")[0].astype(np.float64) for x in "qk")
     dims = np.setdiff1d(np.arange(16), [1, 2, 5, 9, 10, 13])
@@ -185,13 +204,13 @@ def test_an_edit_of_keys_changes_the_whole_group(heads):
 
 def test_rescale_multiplies_what_the_band_adds():
     np.testing.assert_array_equal(logits(TINY, PARAMS, rescale(MIDDLE, 1.0)), PLAIN)
-    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ZEROED)
+    close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ABLATED)
     both = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
     close(both, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
     assert np.abs(both - PLAIN).max() > 0.5
 
 
-def test_freeze_is_frequency_0():
+def test_unrotate_is_frequency_0():
     expected = logits(
         with_frequencies(TINY, np.where(np.isin(range(8), [1, 2, 5]), 0, ROPE)), PARAMS
     )
@@ -205,7 +224,7 @@ def test_freeze_is_frequency_0():
 
 @pytest.mark.parametrize("order, places", [(None, [5, 2, 1]), ((1, 2, 0), [2, 5, 1])])
 def test_permute_exchanges_frequencies(order, places):
-    """Place b_i turns what was in b_order[i]: that pair now has frequency b_i."""
+    """What was in b_order[i] is rotated by the frequency of b_i."""
     frequencies = ROPE.copy()
     frequencies[places] = ROPE[[1, 2, 5]]
     expected = logits(with_frequencies(TINY, frequencies), PARAMS)
@@ -221,12 +240,12 @@ def test_permute_without_rotation_changes_nothing():
 
 
 def test_several_act_in_order():
-    """Frozen pairs come from what earlier edits left; permuting twice in reverse is nothing."""
+    """Unrotated pairs come from what earlier edits left; permuting twice in reverse is nothing."""
     close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
-    close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ZEROED)
-    close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ZEROED)
+    close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ABLATED)
+    close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ABLATED)
     both = logits(TINY, PARAMS, ablate(band(indices=1)), ablate(band(indices=(2, 5))))
-    close(both, ZEROED)
+    close(both, ABLATED)
     first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
     swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
     close(first, swapped)
@@ -245,7 +264,7 @@ MIXED = (
 def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
     """Three layers of two kinds: a remainder of one, and tables filled up to the largest."""
     config = dataclasses.replace(TINY, layers=3, pattern=MIXED)
-    params = init(config)
+    params = random_parameters(config, scale=0.5)
     chain = [
         unrotate(band(fastest=0.5), layers=1),
         permute(band(indices=(0, 3)), layers=2),
@@ -260,7 +279,7 @@ def test_edits_are_the_same_scanned_or_unrolled_and_rematerialised():
 def test_every_layer_has_the_band_of_its_own_encoding():
     """Pairs between 0.4 and 0.6 rad/token are in layer 1 only: 10^(-1/4) = 0.56."""
     config = dataclasses.replace(TINY, pattern=MIXED)
-    params = init(config)
+    params = random_parameters(config, scale=0.5)
     plain = activations(config, params, "q_rotated")
     got = activations(config, params, "q_rotated", ablate(band(frequencies=(0.4, 0.6))))
     np.testing.assert_array_equal(got[0], plain[0])
@@ -278,11 +297,15 @@ def test_a_kept_activation_does_not_leak_out_of_a_trace():
 
 TEXTS = ["abcdefgh" * 3, "The quick brown fox", "hello", "to be or not to be", *"wxyz"]
 BATCH = load_tokenizer("bytes").encode_batch(TEXTS)
-ALL = {"zero": ablate(MIDDLE), "freeze": [unrotate(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)]}
+ALL = {
+    "ablate": ablate(MIDDLE),
+    "unrotate": [unrotate(MIDDLE, layers=1), rescale(MIDDLE, 2, layers=0)],
+}
 
 
 def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
-    kwargs = {"copies": 8, "copy_length": 6} | kwargs
+    # Copies of the shape of the texts, which compiles once.
+    kwargs = {"copies": 8, "copy_length": 12} | kwargs
     return iv.measure(decoder or Decoder(TINY), PARAMS, batches, interventions, **kwargs)
 
 
@@ -300,19 +323,19 @@ def losses(tokens, *interventions):
 def test_losses_are_those_of_each_decoder_alone(found):
     tokens, weights = BATCH
     counted = weights[:, 1:]
-    chains = {"plain": [], "zero": [ALL["zero"]], "freeze": ALL["freeze"]}
+    chains = {"plain": [], "ablate": [ALL["ablate"]], "unrotate": ALL["unrotate"]}
     sums = {name: (losses(tokens, *c) * counted).sum(axis=1) for name, c in chains.items()}
     for name, by_text in sums.items():
         row = found.sel(intervention=name)
         assert float(row.loss) == pytest.approx(by_text.sum() / counted.sum(), abs=1e-5)
         difference = (by_text - sums["plain"]).sum() / counted.sum()
         assert float(row.loss_difference) == pytest.approx(difference, abs=1e-5)
-    assert float(found.loss_difference_se.sel(intervention="zero")) > 0.01
+    assert float(found.loss_difference_se.sel(intervention="ablate")) > 0.01
 
 
 def test_standard_error_is_evaluates_for_texts_of_one_length():
     a, b = np.random.default_rng(0).normal(size=(2, 9, 5))
-    got = ratio((a - b).sum(axis=1), np.full(9, 5.0))
+    got = mean_and_error((a - b).sum(axis=1), np.full(9, 5.0))
     assert got == pytest.approx(Evaluation(a).difference(Evaluation(b)))
 
 
@@ -321,7 +344,7 @@ def test_standard_error_of_texts_of_any_length_is_right_on_average():
     random = np.random.default_rng(0)
     counts = random.integers(1, 21, (2000, 40)).astype(float)
     sums = counts * random.normal(1.0, 0.5, counts.shape) + random.normal(0, 1, counts.shape)
-    means, errors = np.array([ratio(s, c) for s, c in zip(sums, counts, strict=True)]).T
+    means, errors = np.array([mean_and_error(s, c) for s, c in zip(sums, counts, strict=True)]).T
     assert errors.mean() == pytest.approx(means.std(), rel=0.05)
 
 
@@ -329,15 +352,9 @@ def test_patterns_are_direct_means_over_counted_queries(found):
     tokens, weights = BATCH
     counted = weights.copy()
     counted[:, 0] = 0
-    edits = {"plain": None, "zero": iv.edit(TINY, ALL["zero"])}
-    probe = probes.Probe(
-        "a", ("attention",), lambda a, w: a["attention"](lambda x, _: x), lambda *_: None
-    )
     attention = {
-        name: np.array(
-            Decoder(TINY).apply({"params": PARAMS}, tokens, probes=[probe], edit=e)[1]["a"]
-        )
-        for name, e in edits.items()
+        name: np.stack(activations(TINY, PARAMS, "attention", *chain, tokens=tokens))
+        for name, chain in {"plain": [], "ablate": [ALL["ablate"]]}.items()
     }
     T = tokens.shape[1]
     for name, a in attention.items():
@@ -363,7 +380,7 @@ def check_found(got, found, atol=1e-4):
 def test_padding_counts_for_nothing(found):
     tokens, weights = BATCH
     padded = np.pad(tokens, [(0, 0), (0, 7)], constant_values=5), np.pad(weights, [(0, 0), (0, 7)])
-    got = measured([padded], interventions={"zero": ALL["zero"]}, copies=0)
+    got = measured([padded], interventions={"ablate": ALL["ablate"]}, copies=0)
     assert "copy_gain" not in got
     check_found(got, found)
 
@@ -371,23 +388,27 @@ def test_padding_counts_for_nothing(found):
 def test_batches_and_devices_add_up(found):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
     layout = sharding.make_layout("data=4,tensor=2")
-    one = {"freeze": ALL["freeze"]}
-    check_found(measured(halves, decoder=Decoder(TINY, layout), interventions=one), found)
+    one = {"unrotate": ALL["unrotate"]}
+    got = measured(halves, decoder=Decoder(TINY, layout), interventions=one, copies=3)
+    assert got.attrs["copies"] == 4  # fill the devices
+    check_found(got.drop_vars([name for name in got if name.startswith("copy")]), found)
 
 
 def test_copying_is_the_loss_of_the_same_tokens_twice(found):
-    tokens, weights = iv.repeated_sequences([BATCH], 8, 6, seed=0)
-    assert tokens.shape == (8, 13) and (tokens[:, 0] == 256).all() and weights.all()
-    np.testing.assert_array_equal(tokens[:, 1:7], tokens[:, 7:])
+    tokens, weights = iv.repeated_sequences([BATCH], 8, 12, seed=0)
+    assert (
+        tokens.shape == BATCH[0].shape == (8, 25) and (tokens[:, 0] == 256).all() and weights.all()
+    )
+    np.testing.assert_array_equal(tokens[:, 1:13], tokens[:, 13:])
     assert np.isin(tokens[:, 1:], BATCH[0][BATCH[1] > 0]).all() and not (tokens[:, 1:] == 256).any()
     by_token = losses(tokens)  # target 0 is the first token after BOS
     row = found.sel(intervention="plain")
-    assert float(row.copy_first) == pytest.approx(by_token[:, 1:6].mean(), abs=1e-5)
-    assert float(row.copy_second) == pytest.approx(by_token[:, 7:].mean(), abs=1e-5)
+    assert float(row.copy_first) == pytest.approx(by_token[:, 1:12].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 13:].mean(), abs=1e-5)
     assert float(row.copy_gain) == pytest.approx(float(row.copy_first - row.copy_second))
-    edited = losses(tokens, ALL["zero"])
-    gains = [x[:, 1:6].mean(axis=1) - x[:, 7:].mean(axis=1) for x in (by_token, edited)]
-    row, change = found.sel(intervention="zero"), gains[1] - gains[0]
+    edited = losses(tokens, ALL["ablate"])
+    gains = [x[:, 1:12].mean(axis=1) - x[:, 13:].mean(axis=1) for x in (by_token, edited)]
+    row, change = found.sel(intervention="ablate"), gains[1] - gains[0]
     assert float(row.copy_gain_difference) == pytest.approx(change.mean(), abs=1e-5)
     assert float(row.copy_gain_difference_se) == pytest.approx(
         change.std(ddof=1) / 8**0.5, abs=1e-5
@@ -396,12 +417,12 @@ def test_copying_is_the_loss_of_the_same_tokens_twice(found):
 
 def test_copying_without_bos():
     bare = [(BATCH[0][:, 1:], BATCH[1][:, 1:])]
-    tokens, _ = iv.repeated_sequences(bare, 8, 6)
-    assert tokens.shape == (8, 12)
-    row = measured(bare, interventions={"zero": ALL["zero"]}).sel(intervention="plain")
+    tokens, _ = iv.repeated_sequences(bare, 8, 12)
+    assert tokens.shape == (8, 24)
+    row = measured(bare, interventions={"ablate": ALL["ablate"]}).sel(intervention="plain")
     by_token = losses(tokens)  # target 0 is the second token
-    assert float(row.copy_first) == pytest.approx(by_token[:, :5].mean(), abs=1e-5)
-    assert float(row.copy_second) == pytest.approx(by_token[:, 6:].mean(), abs=1e-5)
+    assert float(row.copy_first) == pytest.approx(by_token[:, :11].mean(), abs=1e-5)
+    assert float(row.copy_second) == pytest.approx(by_token[:, 12:].mean(), abs=1e-5)
 
 
 # --- the causal test, on heads made by theory -------------------------------------------------
@@ -420,7 +441,7 @@ def made_by_theory():
     config = dataclasses.replace(
         TINY, layers=1, heads=2, kv_heads=2, scale_embedding=False, norm_epsilon=1e-12
     )
-    params = jax.tree.map(jnp.zeros_like, init(config))
+    params = jax.tree.map(jnp.zeros_like, random_parameters(config))
     ids = np.arange(config.vocab_size)
     table = np.zeros((config.vocab_size, config.d_model))
     table[:, 0], table[:, 1], table[:, 2] = 1, ids == TARGET, ids != TARGET
@@ -457,8 +478,8 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
             ablate(iv.random_band(used, fast), heads=0),
             ablate(iv.random_band(used, slow), heads=1),
         ],
-        "frozen fast": unrotate(fast),
-        "frozen slow": unrotate(slow),
+        "fast unrotated": unrotate(fast),
+        "slow unrotated": unrotate(slow),
         "reversed": permute(band(indices=(*FAST, *SLOW))),
         "weak fast": rescale(fast, 0.1),
     }
@@ -480,9 +501,9 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         assert share == pytest.approx(0.5) and control == pytest.approx(share)
     assert position["random"] > 0.9
     assert moved["random"] < 0.05
-    # Standing still loses position, not meaning; what was slow loses meaning when it turns fast.
-    assert position["frozen fast"] < 0.15 and moved["frozen fast"] < 1e-5
-    assert position["frozen slow"] > 0.9 and moved["frozen slow"] < 0.05
+    # Unrotated it loses position, not meaning; what was slow loses meaning at a high frequency.
+    assert position["fast unrotated"] < 0.15 and moved["fast unrotated"] < 1e-5
+    assert position["slow unrotated"] > 0.9 and moved["slow unrotated"] < 0.05
     assert position["reversed"] < 0.15 and moved["reversed"] > 0.3
     assert position["no fast"] + 0.05 < position["weak fast"] < position["plain"] - 0.05
 
@@ -501,7 +522,7 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         (lambda: band(indices=-1), r"indices=-1 must be whole numbers from 0"),
         (lambda: band(indices=0.5), r"indices=0\.5 must be whole numbers"),
         (lambda: band(frequencies=(1, 0.1)), r"\(1, 0\.1\) must be two numbers, the lower first"),
-        (lambda: ablate(0.25), r"zero: 0\.25 is no band"),
+        (lambda: ablate(0.25), r"ablate: 0\.25 is no band"),
         (lambda: ablate(MIDDLE, on="v"), r"on='v' is not one of q, k, q_rotated, k_rotated"),
         (lambda: ablate(MIDDLE, layers="all"), r"layers='all' must be a whole number or several"),
         (lambda: rescale(MIDDLE, float("nan")), r"factor=nan must be finite"),
@@ -518,7 +539,7 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
         ),
         (
             lambda: iv.edit(TINY.with_rotary(lambda x, positions: x), ablate(band(fastest=0.5))),
-            r"encoding of layer 0 does not say how fast its pairs turn; choose by indices",
+            r"encoding of layer 0 has no fixed frequencies; choose pairs by indices",
         ),
         (
             lambda: iv.edit(

@@ -1,14 +1,15 @@
 """Probes: each against a direct statement in float64, on padding, blocks and devices; refusals."""
 
 import dataclasses
+import functools
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from random_parameters import random_parameters
 from test_llama2c import write as write_llama2c
 
 from rope_study import checkpoints, probes, rotary, theory
@@ -19,9 +20,10 @@ from rope_study.decoder.query_scaling import LogN
 from rope_study.errors import UserError
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
-from rope_study.probes.one_text import capture
+from rope_study.probes.one_text import read_activations
 from rope_study.probes.rotary_outliers import pair_angles, sign_over
 from rope_study.probes.run import compiled
+from rope_study.probes.sinks import _residual
 from rope_study.probes.spectral import spectrum
 from rope_study.rotary import parse
 from rope_study.sharding import make_layout
@@ -41,7 +43,7 @@ DELIMITERS = [5, 6, 7, 8, 9, 10, 11, 12]
 ALL = [
     probes.frequency_usage,
     probes.head_patterns(delimiters=DELIMITERS, window=4, minimum=6),
-    probes.sinks(bins=5),
+    probes.sinks(thresholds=(0.1, 0.2), bins=5),
     probes.massive_values(factor=1.2),
     probes.rotary_outliers(factor=1.1),
     probes.spectral(length=8),
@@ -65,9 +67,7 @@ def padded(rows):
 @pytest.fixture(scope="module")
 def mixed():
     """A random decoder whose weights are large enough for attention to be uneven."""
-    decoder = Decoder(MIXED)
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    return decoder, jax.tree.map(lambda a: a * 1.5, params)
+    return Decoder(MIXED), random_parameters(MIXED, scale=0.2)
 
 
 EIGHT = texts(24, 17, 20, 9, 24, 12, 7, 23)
@@ -76,6 +76,28 @@ EIGHT = texts(24, 17, 20, 9, 24, 12, 7, 23)
 @pytest.fixture(scope="module")
 def measured(mixed):
     return probes.run(*mixed, [padded(EIGHT)], ALL)
+
+
+def activations(mixed, rows):
+    """What every layer shows of at most eight texts, [8, ...]; one program for all tests."""
+    tokens = np.ones((8, 24), np.int32)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    return read_activations(*mixed, tokens, _everything)
+
+
+def _everything(activations):
+    weights = activations["attention"](lambda attention, _: attention)
+    counts = jnp.broadcast_to(activations["key_counts"], activations["tokens"].shape)
+    return {**activations, "attention": weights, "key_counts": counts}
+
+
+def run_all(mixed, tokens, weights):
+    """The datasets of ALL; rows of nothing but padding fill up the batch that was compiled."""
+    fill = [(0, 8 - len(tokens)), (0, 24 - tokens.shape[1])]
+    return probes.run(
+        *mixed, [(np.pad(tokens, fill, constant_values=1), np.pad(weights, fill))], ALL
+    )
 
 
 def assert_same(got, expected, **tolerance):
@@ -111,10 +133,12 @@ def test_sums_have_the_same_shapes_whatever_the_batch(mixed):
     """So that batches of other sizes add up."""
     decoder, params = mixed
 
+    def measure(tokens):
+        return decoder.apply({"params": params}, tokens, probes=ALL)[1]
+
     def shapes(B, T):
-        measure = lambda t: decoder.apply({"params": params}, t, probes=ALL)[1]  # noqa: E731
-        found = jax.eval_shape(measure, jax.ShapeDtypeStruct((B, T), jnp.int32))
-        return jax.tree.map(lambda a: a.shape, found)
+        sums = jax.eval_shape(measure, jax.ShapeDtypeStruct((B, T), jnp.int32))
+        return jax.tree.map(lambda a: a.shape, sums)
 
     assert shapes(2, 24) == shapes(3, 700)
 
@@ -122,37 +146,41 @@ def test_sums_have_the_same_shapes_whatever_the_batch(mixed):
 def test_attention_in_blocks_gives_the_same(mixed, measured, monkeypatch):
     monkeypatch.setattr(attention, "LONG", 8)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
-    some = [probe for probe in ALL if "attention" in probe.reads]
-    got = probes.run(*mixed, [padded(EIGHT)], some)
-    assert len(some) == 3
+    of_attention = [probe for probe in ALL if "attention" in probe.reads]
+    got = probes.run(*mixed, [padded(EIGHT)], of_attention)
+    assert len(of_attention) == 3
     assert_same(got, {name: measured[name] for name in got}, rtol=1e-4, atol=1e-5)
 
 
-def test_devices_share_a_batch(mixed, measured):
-    decoder = Decoder(MIXED, make_layout("fsdp=8"))
-    assert_same(probes.run(decoder, mixed[1], [padded(EIGHT)], ALL), measured, rtol=1e-4, atol=1e-5)
-
-
-def test_devices_exchange_nothing_but_sums(mixed):
+def test_devices_share_a_batch_and_exchange_nothing_but_sums(mixed, measured):
     """No probe gathers the texts of other devices: the compiled program only adds up."""
     decoder = Decoder(MIXED, make_layout("data=8"))
-    probed, measure = compiled(decoder, mixed[1], ALL)
-    place = probed.layout.place
-    params = jax.device_put(mixed[1], probed.layout.sharding())
-    program = measure.lower(params, *map(place, padded(EIGHT))).compile().as_text()
-    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", program)
+    layout, measure = compiled(decoder, mixed[1], ALL)
+    batch = jax.device_put(mixed[1], layout.sharding()), *map(layout.place, padded(EIGHT))
+    program = measure.lower(*batch).compile()
+    exchanges = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)\(", program.as_text())
     assert set(exchanges) == {"all-reduce"}
+    sums = jax.tree.map(lambda a: np.asarray(a, np.float64), program(*batch))
+    for probe in ALL:
+        dataset = probe.finalize(sums[probe.name], 24, MIXED)
+        xarray.testing.assert_allclose(dataset, measured[probe.name], rtol=1e-4, atol=1e-5)
 
 
 def test_probed_forward_equals_plain_forward_bit_for_bit(mixed):
+    """With probes that read every kind of activation: before the MLP, after it, and attention."""
     decoder, params = mixed
     tokens, weights = map(jnp.asarray, padded(EIGHT))
+    late = probes.Probe(
+        "late", ("residual", "v"), lambda a, w: jnp.sum(a["residual"] * a["v"][0, 0, 0, 0])
+    )
 
-    def run(some):
-        apply = lambda p, t: decoder.apply({"params": p}, t, probes=some, weights=weights)  # noqa: E731
-        return jax.jit(apply)(params, tokens)[0]
+    @functools.partial(jax.jit, static_argnums=2)
+    def logits(params, tokens, probes):
+        return decoder.apply({"params": params}, tokens, probes=probes, weights=weights)
 
-    np.testing.assert_array_equal(run(ALL), run([]))
+    probed, sums = logits(params, tokens, (probes.frequency_usage, probes.sinks(), late))
+    assert len(sums) == 3
+    np.testing.assert_array_equal(probed, logits(params, tokens, ())[0])
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
@@ -166,40 +194,29 @@ def test_every_dataset_has_units_and_can_be_saved(measured, suffix, tmp_path):
 
 
 def test_what_is_given_besides_activations(mixed):
-    tokens = texts(24)[0][None]
-
-    def read(activations):
-        return {"key_counts": activations["key_counts"][None], "tokens": activations["tokens"]}
-
-    for found, spec in zip(capture(*mixed, tokens, read), MIXED.pattern, strict=True):
+    text = texts(24)[0]
+    for layer, spec in zip(activations(mixed, [text]), MIXED.pattern, strict=True):
         mask = attention.causal_mask(24, window=spec.window, chunk=spec.chunk)
-        np.testing.assert_array_equal(found["key_counts"][0], mask.sum(axis=1))
-        np.testing.assert_array_equal(found["tokens"], tokens)
+        np.testing.assert_array_equal(layer["key_counts"][0], mask.sum(axis=1))
+        np.testing.assert_array_equal(layer["tokens"][0], text)
 
 
-def test_norms_after_rotation_are_those_before_times_the_attention_factor(mixed):
-    def read(activations):
-        return {name: pair_norms(activations[name]) for name in ("q", "q_rotated")}
-
-    for found, spec in zip(capture(*mixed, texts(24)[0][None], read), MIXED.pattern, strict=True):
-        turns = spec.rotary.inverse_frequencies(16)
-        factor = rotary.pair_scale(turns, spec.rotary.scaling)
-        np.testing.assert_allclose(found["q_rotated"], found["q"] * factor, rtol=1e-4)
+def test_norms_after_rotation_are_those_before_times_the_scaling(mixed):
+    for layer, spec in zip(activations(mixed, texts(24)), MIXED.pattern, strict=True):
+        before, after = (pair_norms(layer[name][0]) for name in ("q", "q_rotated"))
+        frequencies = spec.rotary.inverse_frequencies(16)
+        scale = rotary.pair_scale(frequencies, spec.rotary.scaling)
+        np.testing.assert_allclose(after, before * scale, rtol=1e-4)
     assert MIXED.pattern[0].rotary.scaling > 1.1
 
 
 # --- head patterns ----------------------------------------------------------------------------
 
 
-def attention_of(decoder, params, text):
-    """float64[L, N, T, T] of a text that is padded on the right, so that all compile once."""
-    whole = np.pad(text, (0, 24 - len(text)))[None]
-    found = np.stack(capture(decoder, params, whole, _weights))[:, 0].astype(np.float64)
-    return found[..., : len(text), : len(text)]
-
-
-def _weights(activations):
-    return activations["attention"](lambda weights, _: weights)
+def attention_of(mixed, *rows):
+    """float64[L, N, T, T] of each text."""
+    weights = np.stack([layer["attention"] for layer in activations(mixed, rows)], dtype=float)
+    return [weights[:, i, :, : len(row), : len(row)] for i, row in enumerate(rows)]
 
 
 def test_head_patterns_equal_their_statement(mixed):
@@ -207,9 +224,8 @@ def test_head_patterns_equal_their_statement(mixed):
     window, minimum, rows = 4, 6, texts(24, 18)
     tokens, weights = padded(rows)
     weights[0, [4, 11, 12]] = 0
-    probe = probes.head_patterns(delimiters=DELIMITERS, window=window, minimum=minimum)
-    got = probes.run(*mixed, [(tokens, weights)], [probe])["head_patterns"]
-    maps = [attention_of(*mixed, row) for row in rows]
+    got = run_all(mixed, tokens, weights)["head_patterns"]
+    maps = attention_of(mixed, *rows)
     for layer, spec in enumerate(MIXED.pattern):
         # In chunks of 5 no query has 6 keys: those count that read as many as they may.
         cells = []  # distance, id, the heads' y
@@ -272,8 +288,8 @@ def constructed():
     psi[:5] = norm / 5**0.5
     near = np.zeros(H)  # falls off in some ten tokens
     near[2:5] = 4.0
-    still = np.zeros(H)  # the slowest pair, which does not turn in 96 tokens
-    still[15] = 1.0
+    slowest = np.zeros(H)  # the slowest pair, which hardly rotates in 96 tokens
+    slowest[15] = 1.0
     # Every fourth id is what the head looks for, wherever it stands.
     sought = np.where(tokens % 4 == 0, 1.0, -1.0)
     first = np.where(np.arange(T) == 0, 1.0, -1.0) * np.ones((4, 1))
@@ -282,18 +298,17 @@ def constructed():
     heads = {
         "diagonal": (psi, everywhere, psi),
         "previous": (psi, everywhere, theory.rotate_key(psi, encoding, 1)),
-        "sink": (40 * still, first, still),
+        "sink": (40 * slowest, first, slowest),
         "local": (near, everywhere, near),
-        "by token": (40 * still, np.where(np.arange(T) == 0, -1.0, sought), still),
-        "delimiter": (40 * still, delimits, still),
-        "even": (0 * still, everywhere, still),
-        "noise": (40 * still, random.normal(size=(4, T)), still),
+        "by token": (40 * slowest, np.where(np.arange(T) == 0, -1.0, sought), slowest),
+        "delimiter": (40 * slowest, delimits, slowest),
+        "even": (0 * slowest, everywhere, slowest),
+        "noise": (40 * slowest, random.normal(size=(4, T)), slowest),
     }
     q = np.stack([np.broadcast_to(q, (4, T, H)) for q, _, _ in heads.values()], axis=2)
     k = np.stack([signs[..., None] * k for _, signs, k in heads.values()], axis=2)
     config = dataclasses.replace(presets.tiny(), layers=1, heads=8, kv_heads=8, head_dim=H)
-    decoder = Decoder(config)
-    params = nn.unbox(decoder.init(jax.random.key(0), tokens[:, :2]))["params"]
+    decoder, params = Decoder(config), random_parameters(config)
     put = {"q": jnp.asarray(q, jnp.float32), "k": jnp.asarray(k, jnp.float32)}
     probe = probes.head_patterns(delimiters=DELIMITERS)
     found = probes.run(
@@ -358,8 +373,8 @@ def test_contributions_sum_to_the_layers_own_logit(mixed, layer, head):
     """Grouped queries; with an attention factor, without rotation, with some pairs unrotated."""
     text = texts(24)[0]
     got = probes.contributions(*mixed, text, layer, head, 19, 17, pieces=[f"<{i}>" for i in text])
-    found = capture(*mixed, text[None], _rotated)[layer]
-    logits = np.asarray(attention.logits(found["q"], found["k"])) * 16**0.5
+    shown = activations(mixed, [text])[layer]
+    logits = np.asarray(attention.logits(shown["q_rotated"], shown["k_rotated"])) * 16**0.5
     assert got.contribution.sum().item() == pytest.approx(logits[0, head, 19, 17], rel=1e-5)
     assert got.attrs["logit"] / 4 == pytest.approx(got.attrs["scaled"])
     assert (np.abs(got.contribution) <= got.bound + 1e-9).all()
@@ -368,17 +383,13 @@ def test_contributions_sum_to_the_layers_own_logit(mixed, layer, head):
     np.testing.assert_array_equal(got.inverse_frequency, turns)
 
 
-def _rotated(activations):
-    return {"q": activations["q_rotated"], "k": activations["k_rotated"]}
-
-
 def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_path):
     """The first layer of a llama2.c file, whose pairs are (0, 1), (2, 3)..., as complex numbers."""
     a = write_llama2c(tmp_path / "model.bin")
     decoder, params = checkpoints.load(tmp_path / "model.bin", mesh="data=8")
     text, head, i, j = np.array([1, 7, 3, 19, 0, 7]), 3, 5, 2
     got = probes.contributions(decoder, params, text, 0, head, i, j)
-    x = a["per_layer_embedding"][text].astype(np.float64)
+    x = a["token_embedding"][text].astype(np.float64)
     h = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 1e-5) * a["rms_att"][0]
     q = (h[i] @ a["wq"][0].T).reshape(4, 4)[head]
     k = (h[j] @ a["wk"][0].T).reshape(2, 4)[head // 2]
@@ -391,7 +402,7 @@ def test_contributions_of_interleaved_weights_are_those_of_their_own_pairs(tmp_p
 
 def test_attention_map_is_the_layers_attention(mixed, monkeypatch):
     text = texts(24)[0]
-    expected = attention_of(*mixed, text)
+    (expected,) = attention_of(mixed, text)
     pieces = [str(i) for i in text]
     got = probes.attention_map(*mixed, text, 1, 2, pieces=pieces)
     np.testing.assert_allclose(got, expected[1, 2], atol=1e-6)
@@ -408,7 +419,7 @@ def test_attention_maps_have_every_head(mixed):
     text = texts(24)[0]
     got = probes.attention_maps(*mixed, text, pieces=[str(i) for i in text])
     assert got.dims == ("layer", "head", "query", "key") and got.shape == (3, 4, 24, 24)
-    np.testing.assert_allclose(got, attention_of(*mixed, text), atol=1e-6)
+    np.testing.assert_allclose(got, attention_of(mixed, text)[0], atol=1e-6)
     assert list(got.query_token.values) == [str(i) for i in text]
 
 
@@ -429,10 +440,13 @@ def test_contribution_map_has_the_contributions_of_every_query_and_key(mixed, la
 @pytest.mark.parametrize("place", [0, 3])
 def test_sinks_equal_their_statement(mixed, place):
     rows = texts(24, 18, 4, 2)
-    probe = probes.sinks(place, thresholds=(0.1, 0.2), bins=5)
-    got = probes.run(*mixed, [padded(rows)], [probe])["sinks"]
+    if place == 0:
+        got = run_all(mixed, *padded(rows))["sinks"]
+    else:
+        probe = probes.sinks(place, thresholds=(0.1, 0.2), bins=5)
+        got = probes.run(*mixed, [padded(rows)], [probe])["sinks"]
     counted = [row for row in rows if len(row) > place + 1]
-    maps = [attention_of(*mixed, row) for row in counted]
+    maps = attention_of(mixed, *counted)
     alpha = np.stack([a[..., place:, place].mean(axis=-1) for a in maps])  # [text, L, N]
     assert got.attrs["texts"] == len(counted) == (4 if place == 0 else 2)
     np.testing.assert_allclose(got.alpha, alpha.mean(axis=0), rtol=1e-4)
@@ -456,8 +470,7 @@ def test_only_the_sink_head_is_a_sink(constructed):
 def test_a_changed_token_reaches_what_reads_it():
     text = texts(24)[0]
     config = dataclasses.replace(MIXED, layers=2, pattern=(LayerSpec(window=3),))
-    local = Decoder(config)
-    params = nn.unbox(local.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
+    local, params = Decoder(config), random_parameters(config)
     got = probes.perturbation_spread(local, params, text, 3, 25)
     for layer in range(2):
         reached = (got.change.sel(bos="with", layer=layer) > 0).values
@@ -465,9 +478,8 @@ def test_a_changed_token_reaches_what_reads_it():
         np.testing.assert_array_equal(reached, (np.arange(24) >= 3) & (np.arange(24) <= reach))
     changed = text.copy()
     changed[3] = 25
-    read = lambda a: a["residual"]  # noqa: E731
     for bos, start in (("with", 0), ("without", 1)):
-        both = capture(local, params, np.stack([text, changed])[:, start:], read)[1]
+        both = read_activations(local, params, np.stack([text, changed])[:, start:], _residual)[1]
         norm = np.linalg.norm(both[1] - both[0], axis=-1)
         own = got.change.sel(bos=bos, layer=1)[start:]
         np.testing.assert_allclose(own, norm, rtol=1e-4, atol=1e-6)
@@ -483,8 +495,8 @@ def test_a_changed_token_reaches_what_reads_it():
 
 def test_massive_values_equal_their_statement(mixed, measured):
     got = measured["massive_values"]
-    tokens, weights = padded(EIGHT)
-    found = capture(*mixed, tokens, lambda a: {name: a[name] for name in "qkv"})
+    _, weights = padded(EIGHT)
+    found = activations(mixed, EIGHT)
     for layer in range(3):
         for name in "qkv":
             x = found[layer][name][weights > 0].astype(np.float64)  # [tokens, N, H]
@@ -499,7 +511,7 @@ def test_massive_values_equal_their_statement(mixed, measured):
                 got[f"{name}_massive_by_layer"].sel(layer=layer), by_layer
             )
     assert got.q_massive_by_head.any() and not got.q_massive_by_head.all()
-    np.testing.assert_array_equal(got.pair.sel(layer=0), [*range(8), *range(8)])
+    np.testing.assert_array_equal(got.pair_of_dimension.sel(layer=0), [*range(8), *range(8)])
 
 
 def test_a_planted_outlier_is_found_with_its_angle(mixed):
@@ -580,11 +592,11 @@ def test_bands_of_known_rows():
 
 def test_spectral_reads_rows_that_are_long_enough(mixed):
     rows = texts(24, 9, 5)
-    got = probes.run(*mixed, [padded(rows)], [probes.spectral(length=8)])["spectral"]
+    got = run_all(mixed, *padded(rows))["spectral"]
     assert (got.rows.sel(layer=0) == (24 - 7) + (9 - 7)).all()
     power, counted = np.zeros((4, 3)), 0
-    for row in rows[:2]:
-        a = attention_of(*mixed, row)[0]
+    for row, weights in zip(rows[:2], attention_of(mixed, *rows[:2]), strict=True):
+        a = weights[0]
         for i in range(7, len(row)):
             shares, *_ = spectrum(jnp.asarray(a[:, i, i - 7 : i + 1] * np.hanning(8)))
             power, counted = power + np.asarray(shares), counted + 1
@@ -607,11 +619,15 @@ def test_collapse_equals_two_runs_apart(mixed):
     decoder, params = mixed
     text, lengths = texts(24)[0], [1, 5, 24, *range(6, 12)]
     got = probes.representational_collapse(decoder, params, text, lengths)
+    features = jax.jit(functools.partial(decoder.apply, method="features"))
+
+    def last_features(*ids):
+        """Of a text alone; what fills it up on the right comes later."""
+        tokens = np.pad(ids, (0, 25 - len(ids)))[None]
+        return np.asarray(features({"params": params}, tokens)[0])[0, len(ids) - 1]
+
     for n in (5, 24):
-        last = []
-        for tokens in (text[:n], [*text[:n], text[n - 1]]):
-            x, _ = decoder.apply({"params": params}, jnp.asarray([tokens]), method="features")
-            last.append(np.asarray(x[0, -1]))
+        last = last_features(*text[:n]), last_features(*text[:n], text[n - 1])
         apart = (last[0] - last[1]).astype(np.float64)
         one = got.sel(length=n)
         assert one.l1.item() == pytest.approx(np.abs(apart).sum(), rel=1e-3, abs=1e-4)
@@ -626,19 +642,20 @@ def test_collapse_equals_two_runs_apart(mixed):
 def test_nope_cannot_count_one_repeated_token():
     """Without positions and BOS all places of a repeat are the same, at every length."""
     config = dataclasses.replace(presets.tiny(), layers=2).with_rotary(rotary.nope())
-    decoder = Decoder(config)
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32)))["params"]
-    got = probes.representational_collapse(decoder, params, [9] * 12, [1, 4, 12])
+    params = random_parameters(config)
+    got = probes.representational_collapse(Decoder(config), params, [9] * 12, [1, 4, 12])
     np.testing.assert_allclose(got.l1, 0, atol=1e-4)
     assert (got.equal_in_bf16 > 0.9).all()
 
 
-@pytest.mark.parametrize("change", [{}, {"tied": False, "scale_embedding": False}])
-def test_token_influence_is_the_norm_of_the_jacobian(change):
-    """By differences of the table's rows, where every token occurs once; on a mesh of eight."""
+@pytest.mark.parametrize(
+    "mesh, change", [("fsdp=8", {}), (None, {"tied": False, "scale_embedding": False})]
+)
+def test_token_influence_is_the_norm_of_the_jacobian(mesh, change):
+    """By the table's rows, where every token occurs once; on a mesh of eight and on one device."""
     config = dataclasses.replace(presets.tiny(), pattern=(LayerSpec(window=3),), **change)
-    decoder = Decoder(config, make_layout("fsdp=8"))
-    params = nn.unbox(decoder.init(jax.random.key(0), jnp.ones((8, 2), jnp.int32)))["params"]
+    decoder = Decoder(config, mesh and make_layout(mesh))
+    params = random_parameters(config)
     text = np.arange(10, 19)
     got = probes.token_influence(decoder, params, text, pieces=list("abcdefghi"))
     plain = Decoder(config)
@@ -650,7 +667,7 @@ def test_token_influence_is_the_norm_of_the_jacobian(change):
         )
         return apply[0][0, -1]
 
-    jacobian = jax.jacfwd(last)(params["embedding"][text])  # [D, T, D]
+    jacobian = jax.jit(jax.jacrev(last))(params["embedding"][text])  # [D, T, D]
     scale = config.d_model**0.5 if config.scale_embedding else 1
     expected = np.linalg.norm(np.asarray(jacobian), axis=(0, 2)) / scale
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
@@ -686,11 +703,13 @@ def test_wrong_settings_are_refused(make, message):
         ([probes.head_patterns()], r"no text has 16 tokens"),
         ([probes.sinks(5)], r"no text goes on after place=5"),
         ([probes.spectral()], r"no text has length=64 tokens"),
+        ([probes.Probe("bare", ("q",), print)], r"bare: without finalize a probe has no dataset"),
     ],
 )
-def test_what_cannot_be_run_is_refused(mixed, some, message):
+def test_what_cannot_be_run_is_refused(some, message):
+    config = dataclasses.replace(presets.tiny(), layers=1)
     with pytest.raises(UserError, match=message):
-        probes.run(*mixed, [padded(texts(4))], some)
+        probes.run(Decoder(config), random_parameters(config), [padded(texts(4))], some)
 
 
 TEXT = texts(9)[0]

@@ -84,8 +84,8 @@ def compare(
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
     expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
-    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    ours = activations(Decoder(config), params, jnp.asarray(golden["tokens"]))
+    reference = Decoder(decoder.config.reference_f32())
+    ours = activations(reference, params, jnp.asarray(golden["tokens"]))
     for name, value in expected.items():
         if name not in ours:
             raise UserError(f"the decoder has no {name!r} to compare.{nearest(name, ours)}")

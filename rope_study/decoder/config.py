@@ -80,6 +80,10 @@ class DecoderConfig:
         pattern = tuple(dataclasses.replace(spec, **fields) for spec in self.pattern)
         return dataclasses.replace(self, pattern=pattern)
 
+    def reference_f32(self) -> "DecoderConfig":
+        """The same decoder in f32 on the reference backend, which shows every activation."""
+        return dataclasses.replace(self, compute_dtype="float32", attention="reference")
+
     def of_layer(self, spec: LayerSpec) -> "DecoderConfig":
         """The same decoder with the shapes that this layer has."""
         shapes = {name: getattr(spec, name) for name in ("head_dim", "kv_heads", "mlp_hidden")}

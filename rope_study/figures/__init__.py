@@ -1,7 +1,8 @@
 """The figures: every one of the paper by what it shows, and by number in PAPER.
 
-A function takes statistics (datasets of probes, or nothing where a figure needs no model) and
-returns a matplotlib Figure, which names model, text and units and leaves no global state behind.
+Takes statistics (datasets of probes, or nothing where a figure needs no model); gives a matplotlib
+Figure, which names model, text and units and leaves no global state behind. A new figure is a
+function that draws with style.py.
 """
 
 from rope_study.figures.attention import (
@@ -13,7 +14,7 @@ from rope_study.figures.attention import (
 )
 from rope_study.figures.construction import construction
 from rope_study.figures.cycles import encoding_cycles, turning
-from rope_study.figures.decay import activation_by_distance, decay
+from rope_study.figures.decay import decay
 from rope_study.figures.differences import paired_differences
 from rope_study.figures.interventions import intervention_effects
 from rope_study.figures.theory import prop_3_1, prop_3_2, thm_5_3, thm_6_1, thm_6_1_by_number
@@ -53,7 +54,6 @@ PAPER = {
 
 __all__ = [
     "PAPER",
-    "activation_by_distance",
     "attention_by_band",
     "attention_patterns",
     "construction",

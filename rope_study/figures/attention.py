@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, label_pairs, new_figure
+from rope_study.figures.style import (
+    BLUE,
+    COLOUR_MAP,
+    KIND_COLOURS,
+    RED,
+    SIGNED_MAP,
+    label_pairs,
+    new_figure,
+)
 
 MOST_LABELS = 48  # tokens that can be read along an axis
-SIGNED_MAP = "PuOr"  # orange below 0, violet above; told apart by colour-blind readers
-KIND_COLOURS = {  # as on the page of rope_study.page
-    "diagonal": "#0072B2",
-    "previous": "#56B4E9",
-    "sink": "#D55E00",
-    "local": "#009E73",
-    "delimiter": "#E69F00",
-    "semantic": "#CC79A7",
-    "mixed": "#E3E3E3",
-}
 
 
 def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
@@ -38,12 +38,13 @@ def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     first = next(iter(maps.values()))
     figure = new_figure((4.6 * columns + 0.8, 4.6 * rows + 0.6), f"Attention\n{_model(first)}")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    weights = ScalarMappable(Normalize(0, 1), COLOUR_MAP)
     for axes, (name, attention) in zip(panels, maps.items(), strict=False):
-        image = _draw_map(axes, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
+        _draw_map(axes, attention, weights)
         axes.set_title(f"{name}\n{_head(attention)}", fontsize=10)
     for axes in panels[len(maps) :]:
         axes.remove()
-    figure.colorbar(image, ax=figure.axes, fraction=0.03, label="attention weight")
+    figure.colorbar(weights, ax=figure.axes, fraction=0.03, label="attention weight")
     return figure
 
 
@@ -57,22 +58,26 @@ def attention_by_band(
       contribution: [query, key, pair] of probes.contribution_map, of the same head and text.
       bands: title -> the rotary pairs of a band, counted from the fastest.
     """
-    sums = {name: contribution.isel(pair=list(pairs)) for name, pairs in bands.items()}
-    sums = {name: part.sum("pair", skipna=False) for name, part in sums.items()}
+    sums = {
+        name: contribution.isel(pair=list(pairs)).sum("pair", skipna=False)
+        for name, pairs in bands.items()
+    }
     columns = 1 + len(bands)
     figure = new_figure(
         (4.4 * columns + 1, 5.2), f"Logits by band: {_head(attention)}\n{_model(attention)}"
     )
     first, *rest = figure.subplots(1, columns)
-    image = _draw_map(first, attention, {"cmap": COLOUR_MAP, "vmin": 0, "vmax": 1})
+    weights = ScalarMappable(Normalize(0, 1), COLOUR_MAP)
+    _draw_map(first, attention, weights)
     first.set_title("attention", fontsize=10)
-    figure.colorbar(image, ax=first, fraction=0.05, label="attention weight")
-    largest = max(float(np.abs(part).max()) for part in sums.values())
-    for axes, (name, part) in zip(rest, sums.items(), strict=True):
-        image = _draw_map(axes, part, {"cmap": SIGNED_MAP, "vmin": -largest, "vmax": largest})
+    figure.colorbar(weights, ax=first, fraction=0.05, label="attention weight")
+    largest = max(float(np.abs(added).max()) for added in sums.values())
+    logits = ScalarMappable(Normalize(-largest, largest), SIGNED_MAP)
+    for axes, (name, added) in zip(rest, sums.items(), strict=True):
+        _draw_map(axes, added, logits)
         axes.set_title(name, fontsize=10)
         axes.set_ylabel("")
-    figure.colorbar(image, ax=rest, fraction=0.05, label="added to q·k [before scaling]")
+    figure.colorbar(logits, ax=rest, fraction=0.05, label="added to q·k [before scaling]")
     return figure
 
 
@@ -94,7 +99,7 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
         (7.5, 4.2), f"Logits by pair: {_head(contribution)}\n{_model(contribution)}"
     )
     axes = figure.subplots()
-    styles = zip(lines.items(), (LINE_COLOURS[4], LINE_COLOURS[2]), ("-", "--"), strict=True)
+    styles = zip(lines.items(), (RED, BLUE), ("-", "--"), strict=True)
     for (name, line), colour, style in styles:
         label = f"{name}: {float(line.sum()):+.1f} in all"
         axes.plot(line, color=colour, linestyle=style, label=label)
@@ -106,27 +111,28 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
     return figure
 
 
-def logit_by_pair(found: xr.Dataset) -> Figure:
+def logit_by_pair(contributions: xr.Dataset) -> Figure:
     """Tables 3 to 5: what each pair adds to one logit, beside its Cauchy-Schwarz bound.
 
     Args:
-      found: of probes.contributions.
+      contributions: of probes.contributions.
     """
-    about = found.attrs  # an attribute of a Dataset hides behind its method of that name
-    place = f"query {about['query']}, key {about['key']}"
-    if "query_token" in about:
-        place += f": {about['query_token']!r} on {about['key_token']!r}"
-    figure = new_figure((8, 4.2), f"One logit by pair: {_head(found)}, {place}\n{_model(found)}")
+    of_logit = contributions.attrs  # a Dataset's method hides an attribute of the same name
+    place = f"query {of_logit['query']}, key {of_logit['key']}"
+    if "query_token" in of_logit:
+        place += f": {of_logit['query_token']!r} on {of_logit['key_token']!r}"
+    title = f"One logit by pair: {_head(contributions)}, {place}\n{_model(contributions)}"
+    figure = new_figure((8, 4.2), title)
     axes = figure.subplots()
-    at = np.arange(found.sizes["pair"])
-    bound = f"bound: {found.logit_bound:.2f} in all"
+    pairs = np.arange(contributions.sizes["pair"])
+    bound = f"bound: {contributions.logit_bound:.2f} in all"
     for sign in (1, -1):
-        drawn = {"color": "0.85", "width": 1, "label": bound if sign > 0 else None}
-        axes.bar(at, sign * found.bound, **drawn)
-    added = f"added: {found.logit:.2f} in all"
-    axes.bar(at, found.contribution, color=LINE_COLOURS[2], width=0.7, label=added)
+        bars = {"color": "0.85", "width": 1, "label": bound if sign > 0 else None}
+        axes.bar(pairs, sign * contributions.bound, **bars)
+    added = f"added: {contributions.logit:.2f} in all"
+    axes.bar(pairs, contributions.contribution, color=BLUE, width=0.7, label=added)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    label_pairs(axes, found.inverse_frequency.values[None], ticks=5)
+    label_pairs(axes, contributions.inverse_frequency.values[None], ticks=5)
     axes.set_ylabel("added to q·k [before scaling]")
     axes.legend(fontsize=9)
     return figure
@@ -161,11 +167,12 @@ def head_kinds(named: xr.Dataset) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, values: xr.DataArray, scale: dict):
+def _draw_map(axes: Axes, values: xr.DataArray, scale: ScalarMappable) -> None:
     """[query, key] as an image, keys after the query left white; tokens along both axes."""
     T = values.sizes["query"]
-    shown = np.where(np.tri(T, dtype=bool), values.values, np.nan)
-    image = axes.imshow(shown, interpolation="nearest", **scale)
+    past = np.where(np.tri(T, dtype=bool), values.values, np.nan)
+    colours = {"cmap": scale.cmap, "norm": scale.norm}
+    axes.imshow(past, interpolation="nearest", **colours)
     size = 8 if T <= 24 else 6
     if "query_token" in values.coords and T <= MOST_LABELS:
         for axis, name in (("y", "query_token"), ("x", "key_token")):
@@ -175,7 +182,6 @@ def _draw_map(axes: Axes, values: xr.DataArray, scale: dict):
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("key [token]")
     axes.set_ylabel("query [token]")
-    return image
 
 
 def _model(data: xr.DataArray | xr.Dataset) -> str:

@@ -9,9 +9,9 @@ from matplotlib.patches import Circle
 
 from rope_study import theory
 from rope_study.errors import UserError
-from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, new_figure
+from rope_study.figures.style import BLUE, COLOUR_MAP, RED, new_figure
 
-QUERY, KEY = LINE_COLOURS[4], LINE_COLOURS[2]
+QUERY, KEY = RED, BLUE
 UP = math.pi / 2
 
 
@@ -85,8 +85,10 @@ def _after_rotation(axes: Axes, places: np.ndarray, frequency: float, offset: in
     keys = UP + frequency * places
     _arrows(axes, zeros, zeros, keys, KEY, 1.0)
     for place, angle in zip(places, keys, strict=True):
-        axes.text(*(1.17 * _direction(angle)), f"k{place}", color=KEY, ha="center", va="center")
-    axes.text(*(1.45 * _direction(query)), f"q{last}", color=QUERY, ha="center", va="center")
+        x, y = 1.17 * _direction(angle)
+        axes.text(x, y, f"k{place}", color=KEY, ha="center", va="center")
+    x, y = 1.45 * _direction(query)
+    axes.text(x, y, f"q{last}", color=QUERY, ha="center", va="center")
     axes.set_title(f"after rotation: all keys, the query at {last}", fontsize=10)
     axes.set_xlim(-1.65, 1.65)
     axes.set_ylim(-1.65, 1.65)

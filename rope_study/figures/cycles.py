@@ -1,40 +1,45 @@
-"""How far the pairs of encodings turn: the two ends of RoPE, and cycles over a context."""
+"""How far encodings rotate their pairs: the two ends of RoPE, and cycles over a context."""
 
 import textwrap
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.figures.style import COLOUR_MAP, line_style, new_figure
 from rope_study.rotary import Encoding, describe, rope
 
 
 def encoding_cycles(
     encodings: Sequence[str | Encoding], head_dim: int = 256, context: int = 8192
 ) -> Figure:
-    """Sec. 6.1, what turns: cycles of each pair over the context, c_k = g_k L / 2 pi.
+    """Sec. 6.1, what is rotated: cycles of each pair over the context, c_k = g_k L / 2 pi.
 
-    The legend counts the pairs that complete a cycle. Pairs that do not turn are marked below the
-    axis of cycles, a row for each encoding.
+    The legend counts the pairs that complete a cycle. Unrotated pairs are marked below the axis
+    of cycles, a row for each encoding.
     """
-    found = [describe(encoding, head_dim, context) for encoding in encodings]
-    below = 0.2 * len(found)  # inches for the marks, and as much again for the legend
+    described = [describe(encoding, head_dim, context) for encoding in encodings]
+    below = 0.2 * len(described)  # inches for the marks, and as much again for the legend
     title = f"Cycles over the context: head_dim={head_dim}, L={context:,} tokens"
     figure = new_figure((9, 5 + 2 * below), title)
-    axes, still = figure.subplots(2, 1, sharex=True, height_ratios=(4, below))
-    for index, one in enumerate(found):
-        colour, line = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
-        name = textwrap.shorten(one.name, 120, placeholder=" ...)")  # LongRoPE lists every pair
-        label = f"{name}: {np.sum(one.cycles >= 1)} of {len(one.cycles)} complete a cycle"
-        turning = np.where(one.cycles > 0, one.cycles, np.nan)
+    axes, unrotated = figure.subplots(2, 1, sharex=True, height_ratios=(4, below))
+    for index, encoding in enumerate(described):
+        line, cycles = line_style(index), encoding.cycles
+        name = textwrap.shorten(
+            encoding.name, 120, placeholder=" ...)"
+        )  # LongRoPE lists every pair
+        label = f"{name}: {np.sum(cycles >= 1)} of {len(cycles)} complete a cycle"
         # Encodings that agree lie on each other: the first is drawn widest.
-        width = 1.2 + 3 * (1 - index / len(found))
+        width = 1.2 + 3 * (1 - index / len(described))
         wrapped = "\n  ".join(textwrap.wrap(label, 60))
-        axes.plot(turning, color=colour, linestyle=line, linewidth=width, label=wrapped)
-        at = np.flatnonzero(one.cycles == 0)
-        still.scatter(at, np.full(len(at), -index), marker="|", s=24, color=colour)
+        rotated = np.where(cycles > 0, cycles, np.nan)
+        axes.plot(rotated, **line, linewidth=width, label=wrapped)
+        pairs = np.flatnonzero(cycles == 0)
+        marks = {"marker": "|", "s": 24, "color": line["color"]}
+        unrotated.scatter(pairs, np.full(len(pairs), -index), **marks)
     axes.axhline(1, color="black", linewidth=1)
     above = {"textcoords": "offset points", "ha": "right", "va": "bottom", "fontsize": 9}
     axes.annotate("one cycle", (1, 1), (-4, 2), xycoords=("axes fraction", "data"), **above)
@@ -42,10 +47,10 @@ def encoding_cycles(
     axes.set_ylabel("cycles over the context, $c_k$")
     axes.grid(color="0.9")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, handlelength=5)
-    still.set_ylim(0.6 - len(found), 0.6)
-    still.set_yticks([])
-    still.set_ylabel("not\nrotated", rotation=0, ha="right", va="center", fontsize=9)
-    still.set_xlabel("rotary pair, fastest first")
+    unrotated.set_ylim(0.6 - len(described), 0.6)
+    unrotated.set_yticks([])
+    unrotated.set_ylabel("not\nrotated", rotation=0, ha="right", va="center", fontsize=9)
+    unrotated.set_xlabel("rotary pair, fastest first")
     return figure
 
 
@@ -58,19 +63,20 @@ def turning(encoding: Encoding | None = None, head_dim: int = 256, tokens: int =
     frequencies = encoding.inverse_frequencies(head_dim)
     title = f"Where a pair points, token by token\n{encoding.name}, head_dim={head_dim}"
     figure = new_figure((9, 3.9), title)
-    chosen = (0, len(frequencies) // 2, len(frequencies) - 1)
-    for axes, pair in zip(figure.subplots(1, 3), chosen, strict=True):
+    position = ScalarMappable(Normalize(0, tokens - 1), COLOUR_MAP)
+    shown = (0, len(frequencies) // 2, len(frequencies) - 1)
+    for axes, pair in zip(figure.subplots(1, 3), shown, strict=True):
         angles = frequencies[pair] * np.arange(tokens)
         axes.add_patch(Circle((0, 0), 1, fill=False, color="0.8"))
-        colours = {"c": np.arange(tokens), "cmap": COLOUR_MAP, "s": 22, "zorder": 2}
-        points = axes.scatter(np.cos(angles), np.sin(angles), **colours)
+        colours = {"c": np.arange(tokens), "cmap": position.cmap, "norm": position.norm}
+        axes.scatter(np.cos(angles), np.sin(angles), s=22, zorder=2, **colours)
         turns = frequencies[pair] * tokens / (2 * np.pi)
-        about = f"pair {pair}: {frequencies[pair]:.2g} radians per token"
-        axes.set_title(f"{about}\n{turns:.2g} turns in {tokens} tokens", fontsize=9)
+        speed = f"pair {pair}: {frequencies[pair]:.2g} radians per token"
+        axes.set_title(f"{speed}\n{turns:.2g} turns in {tokens} tokens", fontsize=9)
         axes.set_aspect("equal")
         axes.set_xlim(-1.15, 1.15)
         axes.set_ylim(-1.15, 1.15)
         axes.set_xticks([])
         axes.set_yticks([])
-    figure.colorbar(points, ax=figure.axes, fraction=0.03, label="position [tokens]")
+    figure.colorbar(position, ax=figure.axes, fraction=0.03, label="position [tokens]")
     return figure

@@ -5,28 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
-from rope_study.figures.style import LINE_COLOURS, LINE_STYLES, new_figure
-from rope_study.rotary import pairs, rope
-
-
-def activation_by_distance(
-    q: np.ndarray, k: np.ndarray, inverse_frequencies: np.ndarray, distances: ArrayLike
-) -> np.ndarray:
-    """Activation of a query on a key at each distance, sum_k q^(k)T rho(g_k)^distance k^(k).
-
-    Args:
-      q, k: float64[..., d], before rotation.
-      inverse_frequencies: float64[d/2], radians per token.
-      distances: tokens, [R].
-
-    Returns:
-      float64[..., R], the logit before softmax and scaling.
-    """
-    (q1, q2), (k1, k2) = pairs(q), pairs(k)
-    angles = np.outer(inverse_frequencies, distances)  # [d/2, R]
-    return (q1 * k1 + q2 * k2) @ np.cos(angles) - (q1 * k2 - q2 * k1) @ np.sin(angles)
+from rope_study import theory
+from rope_study.figures.style import BLACK, BLUE, LINE_COLOURS, LINE_STYLES, RED, new_figure
+from rope_study.rotary import rope
 
 
 def decay(
@@ -42,17 +24,15 @@ def decay(
     deviation that q^T k has at every distance.
     """
     encoding = rope(theta)
-    frequencies = encoding.inverse_frequencies(head_dim)
-    ones = np.ones(head_dim)
-    q, k = np.random.default_rng(seed).standard_normal((2, samples, head_dim))
-    equal = activation_by_distance(ones, ones, frequencies, distances) / head_dim
-    drawn = activation_by_distance(q, k, frequencies, distances) / math.sqrt(head_dim)
+    keys, queries = np.random.default_rng(seed).standard_normal((2, samples, head_dim))
+    equal = theory.fig_2a(encoding, head_dim, distances) / head_dim
+    drawn = theory.activations(queries, keys, encoding, distances) / math.sqrt(head_dim)
 
     source = f"{encoding.name}, head_dim={head_dim}; no model, no text"
     figure = new_figure((10, 4), f"Activation against distance\n{source}")
     left, right = figure.subplots(1, 2)
     left.set_title("q = k = all ones: decays", fontsize=10)
-    left.plot(distances, equal, color=LINE_COLOURS[2])
+    left.plot(distances, equal, color=BLUE)
     left.set_ylabel("activation / activation at distance 0")
     right.set_title(f"q, k ~ N(0, I), {samples:,} draws, seed {seed}: does not decay", fontsize=10)
     for draw, colour, style in zip(drawn[:3], LINE_COLOURS[4:], LINE_STYLES[1:], strict=False):
@@ -60,8 +40,8 @@ def decay(
     mean, deviation = drawn.mean(0), drawn.std(0)
     low, high = mean - deviation, mean + deviation
     right.fill_between(distances, low, high, color="0.8", label="mean ± s.d.")
-    right.plot(distances, mean, color="black", linewidth=2, label="mean")
-    right.plot([], [], color=LINE_COLOURS[4], linestyle="--", linewidth=1, label="single draws")
+    right.plot(distances, mean, color=BLACK, linewidth=2, label="mean")
+    right.plot([], [], color=RED, linestyle="--", linewidth=1, label="single draws")
     right.set_ylabel("activation / sqrt(head_dim)")
     right.legend(loc="upper right", ncols=3, fontsize=8)
     right.set_ylim(-4.5, 4.5)

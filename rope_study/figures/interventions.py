@@ -4,45 +4,39 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study.figures.style import COLOUR_MAP, LINE_COLOURS, new_figure
-
-PATTERNS = {
-    "previous": "attention on the token before",
-    "diagonal": "attention on the query's own token",
-    "first": "attention on the first token",
-    "total_variation": "attention that moved (total variation)",
-}
+from rope_study.figures.style import COLOUR_MAP, SKY_BLUE, new_figure, wrap
 
 
-def intervention_effects(found: xr.Dataset, pattern: str = "previous") -> Figure:
+def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figure:
     """Loss difference from plain (nats/token, bars one standard error) and one pattern of heads.
 
     Args:
-      found: of interventions.measure.
-      pattern: "previous", "diagonal", "first" or "total_variation", shown for every head.
+      effects: of interventions.measure.
+      pattern: "previous", "diagonal", "first", "entropy" or "total_variation", of
+        every head.
     """
-    names = [str(name) for name in found.intervention.values]
-    by_head = found[pattern].stack(place=("layer", "head"))
+    names = [str(name) for name in effects.intervention.values]
+    by_head = effects[pattern].stack(place=("layer", "head"))
     size = (11, 1.9 + 0.36 * len(names))
-    text = f"{found.model}; {found.texts} texts, {found.tokens:,} tokens"
+    text = f"{effects.model}; {effects.texts} texts, {effects.tokens:,} tokens"
     figure = new_figure(size, f"Pairs edited in all heads at once\n{text}")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
-    at = np.arange(len(names))
-    error = {"xerr": found.loss_difference_se, "ecolor": "0.3", "capsize": 2}
-    left.barh(at, found.loss_difference, color=LINE_COLOURS[6], **error)
+    rows = np.arange(len(names))
+    error = {"xerr": effects.loss_difference_se, "ecolor": "0.3", "capsize": 2}
+    left.barh(rows, effects.loss_difference, color=SKY_BLUE, **error)
     left.axvline(0, color="0.3", linewidth=0.8)
-    left.set_yticks(at, names)
+    left.set_yticks(rows, names)
     left.invert_yaxis()
     left.set_xlabel("loss difference from plain [nats/token]")
     left.grid(color="0.9", axis="x")
     left.set_axisbelow(True)
     image = right.imshow(by_head.values, cmap=COLOUR_MAP, vmin=0, aspect="auto")
-    heads = found.sizes["head"]
+    heads = effects.sizes["head"]
     edges = np.arange(0, by_head.sizes["place"], heads)
-    right.set_xticks(edges + (heads - 1) / 2, [f"layer {i}" for i in found.layer.values])
+    right.set_xticks(edges + (heads - 1) / 2, [f"layer {i}" for i in effects.layer.values])
     for edge in edges[1:] - 0.5:
         right.axvline(edge, color="white", linewidth=1.5)
     right.tick_params(axis="y", left=False)
     right.set_xlabel("head")
-    figure.colorbar(image, ax=right, label=f"mean {PATTERNS[pattern]}".replace(" (", "\n("))
+    figure.colorbar(image, ax=right, label=wrap(effects[pattern].long_name, 0.7 * size[1]))
     return figure

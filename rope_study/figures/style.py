@@ -1,21 +1,37 @@
-"""What the figures share: size and title, colours, and heat maps of pair norms."""
+"""What the figures share: size and title, colours and lines, pair axes, heat maps of norms."""
 
 import itertools
 import math
 import textwrap
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 COLOUR_MAP = "cividis"  # grows in lightness: reads the same in grey and for colour-blind readers
+SIGNED_MAP = "PuOr"  # orange below 0, violet above; told apart by colour-blind readers
 # Okabe and Ito's colours without yellow, which is lost on white. Printed in grey several of them
 # are alike, so the line styles differ too; seven against six repeat only after 42 lines.
 LINE_COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+BLACK, ORANGE, BLUE, GREEN, RED, PINK, SKY_BLUE = LINE_COLOURS
 LINE_STYLES = ("-", "--", "-.", ":", (0, (10, 3)), (0, (6, 1, 1, 1, 1, 1)))
+GUIDE = {"color": "0.45", "linewidth": 0.8, "zorder": 0}  # lines to compare with
+KIND_COLOURS = {  # of heads, as on the page of reports.head_page
+    "diagonal": BLUE,
+    "previous": SKY_BLUE,
+    "sink": RED,
+    "local": GREEN,
+    "delimiter": ORANGE,
+    "semantic": PINK,
+    "mixed": "#E3E3E3",
+}
 
 
 def new_figure(size: tuple[float, float], title: str) -> Figure:
@@ -23,6 +39,12 @@ def new_figure(size: tuple[float, float], title: str) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(wrap(title, size[0]), fontsize=11, parse_math=False)
     return figure
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and style of the line of that number."""
+    colours, styles = len(LINE_COLOURS), len(LINE_STYLES)
+    return {"color": LINE_COLOURS[index % colours], "linestyle": LINE_STYLES[index % styles]}
 
 
 def wrap(text: str, inches: float) -> str:
@@ -41,19 +63,20 @@ def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
     size = (1.2 + columns * width, 1.5 + len(rows) * min(max(height / 6, 1.8), 4.5))
     figure = new_figure(size, title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    by_quantity: dict[str, list[tuple[Axes, xr.DataArray]]] = {}
+    by_quantity: dict[Hashable, list[tuple[Axes, xr.DataArray]]] = {}
     for axes, (name, norms) in zip(grid.flat, itertools.chain(*rows), strict=True):
         axes.set_title(wrap(name, width), fontsize=9, pad=16)
         by_quantity.setdefault(norms.name, []).append((axes, norms))
     for quantity, panels in by_quantity.items():
         largest = max(float(norms.max()) for _, norms in panels)
+        scale = ScalarMappable(Normalize(0, largest), COLOUR_MAP)
         for axes, norms in panels:
-            scale = {"cmap": COLOUR_MAP, "vmin": 0, "vmax": largest}
-            image = axes.imshow(norms.values, aspect="auto", interpolation="nearest", **scale)
+            colours = {"cmap": scale.cmap, "norm": scale.norm}
+            axes.imshow(norms.values, aspect="auto", interpolation="nearest", **colours)
             _label(axes, norms, x_ticks=5 if columns < 3 else 3, named=axes is panels[0][0])
             _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
         every = [axes for axes, _ in panels]
-        bar = figure.colorbar(image, ax=every, fraction=0.1 / columns, pad=0.05 / columns)
+        bar = figure.colorbar(scale, ax=every, fraction=0.1 / columns, pad=0.05 / columns)
         bar.ax.tick_params(labelsize=8)
         units = panels[0][1].attrs["units"]
         bar.set_label(f"mean 2-norm\n[{'dimensionless' if units == '1' else units}]", fontsize=9)
@@ -62,12 +85,13 @@ def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
 
 def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
     """Both axes; in a grid only what is `named` has a y label and only the last row an x label."""
-    row = norms.dims[0]
-    at = np.arange(0, len(norms), math.ceil(len(norms) / 10))
-    axes.set_yticks(at, norms[row].values[at])
+    row = str(norms.dims[0])
+    ticks = np.arange(0, len(norms), math.ceil(len(norms) / 10))
+    axes.set_yticks(ticks, norms[row].values[ticks])
     axes.set_ylabel(row.replace("kv_head", "key-value head") if named else "")
     label_pairs(axes, inverse_frequencies(norms), x_ticks)
-    last = axes.get_subplotspec().is_last_row()
+    place = axes.get_subplotspec()
+    last = place is None or place.is_last_row()
     axes.tick_params(labelsize=8, labelbottom=last)
     if not last:
         axes.set_xlabel("")
@@ -75,25 +99,26 @@ def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
 
 def label_pairs(axes: Axes, frequencies: np.ndarray, ticks: int) -> None:
     """The x axis of rotary pairs whose frequencies are float64[row, pair]."""
-    at = np.unique(np.linspace(0, frequencies.shape[1] - 1, ticks).round().astype(int))
-    labels, below = at, "pair, fastest first\n(frequencies differ by layer)"
+    places = np.unique(np.linspace(0, frequencies.shape[1] - 1, ticks).round().astype(int))
+    labels, below = places.astype(str), "pair, fastest first\n(frequencies differ by layer)"
     if np.isnan(frequencies).any():  # a rotary function of the user's own
         below = "pair\n(frequencies not known)"
     elif (frequencies == frequencies[0]).all():
-        labels = [f"{i}\n{frequencies[0, i]:.2g}" for i in at]
+        labels = [f"{i}\n{frequencies[0, i]:.2g}" for i in places]
         below = "pair, fastest first\nradians per token"
-    axes.set_xticks(at, labels)
+    axes.set_xticks(places, labels)
     axes.set_xlabel(f"rotary {below}", fontsize=9)
 
 
 def _mark_unrotated(axes: Axes, norms: xr.DataArray, words: str) -> None:
-    """A dashed line around each block of pairs that do not turn, and the words above the first."""
-    still = inverse_frequencies(norms) == 0
+    """A dashed line around each block of unrotated pairs, and the words above the first."""
+    unrotated = inverse_frequencies(norms) == 0
     style = {"edgecolor": "white", "linestyle": "--", "linewidth": 1.6, "fill": False}
     stroke = [withStroke(linewidth=3, foreground="black")]
-    for _, rows in itertools.groupby(range(len(still)), key=lambda row: still[row].tobytes()):
+    by_row = [row.tobytes() for row in unrotated]
+    for _, rows in itertools.groupby(range(len(by_row)), key=by_row.__getitem__):
         first, *rest = rows  # neighbouring rows with the same pairs share one block
-        edges = np.flatnonzero(np.diff(still[first], prepend=False, append=False))
+        edges = np.flatnonzero(np.diff(unrotated[first], prepend=False, append=False))
         for left, right in edges.reshape(-1, 2) - 0.5:
             size = (right - left, 1 + len(rest))
             axes.add_patch(Rectangle((left, first - 0.5), *size, path_effects=stroke, **style))
@@ -115,7 +140,7 @@ def head_mean(usage: xr.Dataset, name: str) -> xr.DataArray:
 
 def source(usage: xr.Dataset) -> str:
     """What was read: model, text, tokens and context."""
-    about = usage.attrs
-    text = f"{about['text']}, " if about["text"] else ""
-    tokens, context = int(about["tokens"]), int(about["context"])
-    return f"{about['model']}; {text}{tokens:,} tokens, context {context:,}"
+    attributes = usage.attrs
+    text = f"{attributes['text']}, " if attributes["text"] else ""
+    tokens, context = int(attributes["tokens"]), int(attributes["context"])
+    return f"{attributes['model']}; {text}{tokens:,} tokens, context {context:,}"

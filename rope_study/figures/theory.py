@@ -11,11 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rope_study import theory
-from rope_study.figures.style import LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GUIDE,
+    LINE_COLOURS,
+    LINE_STYLES,
+    ORANGE,
+    RED,
+    new_figure,
+)
 from rope_study.rotary import Encoding, pair_count, rope
-
-BLACK, ORANGE, BLUE, GREEN, RED, _, _ = LINE_COLOURS
-GUIDE = {"color": "0.45", "linewidth": 0.8, "zorder": 0}
 
 
 def prop_3_1(
@@ -112,18 +119,18 @@ def thm_5_3(
     fastest = encoding.inverse_frequencies(head_dim)
     lines = zip(contexts, (BLUE, ORANGE, BLACK), LINE_STYLES, "ox^", strict=False)
     for context, colour, style, marker in lines:
-        drawn = {"color": colour, "linestyle": style, "linewidth": 1.5}
+        line = {"color": colour, "linestyle": style, "linewidth": 1.5}
         turn = 2 * math.pi / context
         before = np.geomspace(min(2e-3, turn), turn, 20)
         norms = [theory.thm_5_3_norm(g, context, epsilon) for g in before]
-        left.plot(before, norms, label=f"L = {context:,} tokens", **drawn)
+        left.plot(before, norms, label=f"L = {context:,} tokens", **line)
         past = np.geomspace(turn, math.pi, 12 + int(60 * math.log10(math.pi / turn)))[1:-1]
         norms = [theory.thm_5_3_norm(g, context, epsilon) for g in past]
         left.plot(past, _gaps(norms), marker, color=colour, markersize=2.5)
         floor = theory.thm_5_3_floor(context, epsilon)
         left.hlines(floor, turn, math.pi, color=colour, linewidth=0.8)
         norms = [theory.thm_5_3_norm(fastest[:m], context, epsilon) for m in counts]
-        right.plot(counts, _gaps(norms), marker=marker, markersize=3, **drawn)
+        right.plot(counts, _gaps(norms), marker=marker, markersize=3, **line)
     left.plot([], [], ".", color="0.4", label="past one turn over the context, g > 2 pi / L")
     left.plot([], [], color="0.4", linewidth=0.8, label="least that one frequency needs there")
     left.set_xlabel("frequency g [radians per token]")
@@ -150,29 +157,28 @@ def thm_6_1(frequencies: Sequence[float] | None = None) -> Figure:
     Measured for two heads; the bounds hold for every head. Upright lines are RoPE's slowest pair
     at head_dim 256 for two bases.
     """
-    frequencies = np.geomspace(1e-6, 1, 40) if frequencies is None else np.asarray(frequencies)
+    g = np.geomspace(1e-6, 1, 40) if frequencies is None else np.asarray(frequencies)
     figure = new_figure((7.5, 5), "Thm. 6.1: how far one frequency carries meaning (d = 2)")
     axes = figure.subplots()
+    # Every head fails within the bound, so that is as far as there is to search.
+    bounds = [theory.thm_6_1_bound(frequency) for frequency in g]
     for (name, head), colour, style in zip(HEADS.items(), (BLUE, BLACK), ("--", "-"), strict=True):
-        # Every head fails within the bound, so that is as far as there is to search.
-        found = [theory.thm_6_1(*head, [g], theory.thm_6_1_bound(g)) for g in frequencies]
-        lengths = [failure.length for failure in found]
-        axes.plot(frequencies, lengths, color=colour, linestyle=style, label=name)
-    bounds = [theory.thm_6_1_bound(g) for g in frequencies]
-    axes.plot(frequencies, bounds, ":", color=RED, linewidth=2.5, label="bound: ceil(pi / g) + 2")
-    reversal = [theory.thm_6_1_reversal_bound(g, 0.9) for g in frequencies]
+        lengths = [_failing_length(head, *limits) for limits in zip(g, bounds, strict=True)]
+        axes.plot(g, lengths, color=colour, linestyle=style, label=name)
+    axes.plot(g, bounds, ":", color=RED, linewidth=2.5, label="bound: ceil(pi / g) + 2")
+    reversal = [theory.thm_6_1_reversal_bound(frequency, 0.9) for frequency in g]
     label = "bound: preference reversed by 90 %"
-    axes.plot(frequencies, reversal, linestyle="-.", color=GREEN, label=label)
+    axes.plot(g, reversal, linestyle="-.", color=GREEN, label=label)
     for theta, name in ((10_000, "10k"), (500_000, "500k")):
         slowest = rope(theta).inverse_frequencies(256)[-1]
-        if slowest >= frequencies.min():
+        if slowest >= g.min():
             axes.axvline(slowest, **GUIDE)
-            about = {"xycoords": ("data", "axes fraction"), "fontsize": 8, "rotation": 90}
+            upright = {"xycoords": ("data", "axes fraction"), "fontsize": 8, "rotation": 90}
             text = f"slowest pair, theta={name}"
-            axes.annotate(text, (slowest, 0.03), (3, 0), textcoords="offset points", **about)
+            axes.annotate(text, (slowest, 0.03), (3, 0), textcoords="offset points", **upright)
     for length in (8192, 131_072):
         axes.axhline(length, **GUIDE)
-        axes.text(frequencies.max(), length, f"{length:,}", fontsize=8, ha="right", va="bottom")
+        axes.text(g.max(), length, f"{length:,}", fontsize=8, ha="right", va="bottom")
     axes.loglog()
     axes.set_xlabel("frequency g [radians per token]")
     axes.set_ylabel("shortest context that fails [tokens]")
@@ -200,22 +206,21 @@ def thm_6_1_by_number(
     )
     axes = figure.subplots()
     margins = [-reversal for reversal in reversals]
-    found = [
+    lengths = [
         theory.thm_6_1_search(slowest * _spread(m), margins, heads, limit, seed) for m in numbers
     ]
-    found = np.minimum(found, limit)  # [m, reversal, head]
-    low, middle, high = np.quantile(found, (0.25, 0.5, 0.75), axis=-1)
+    searched = np.minimum(lengths, limit)  # [m, reversal, head]
+    low, middle, high = np.quantile(searched, (0.25, 0.5, 0.75), axis=-1)
     lines = zip(reversals, (BLACK, BLUE, RED), LINE_STYLES, "o^s", strict=False)
     for index, (reversal, colour, style, marker) in enumerate(lines):
         label = f"reversed by {reversal:.0%}" if reversal else "preference lost"
-        at = np.asarray(numbers) + 0.06 * (index - 1)
-        height, bars = middle[:, index], (middle - low, high - middle)
-        error = [bar[:, index] for bar in bars]
-        drawn = {"color": colour, "linestyle": style, "marker": marker, "capsize": 3}
-        axes.errorbar(at, height, error, label=label, **drawn)
+        places = np.asarray(numbers) + 0.06 * (index - 1)
+        error = [bars[:, index] for bars in (middle - low, high - middle)]
+        line = {"color": colour, "linestyle": style, "marker": marker, "capsize": 3}
+        axes.errorbar(places, middle[:, index], error, label=label, **line)
     axes.axhline(math.pi / slowest, **GUIDE)
-    about = {"fontsize": 8, "va": "bottom", "ha": "right"}
-    axes.text(numbers[-1] + 0.2, math.pi / slowest, "pi / slowest frequency", **about)
+    right = {"fontsize": 8, "va": "bottom", "ha": "right"}
+    axes.text(numbers[-1] + 0.2, math.pi / slowest, "pi / slowest frequency", **right)
     axes.axhline(limit, **GUIDE)
     axes.text(numbers[0], limit, "end of the search", fontsize=8, va="bottom")
     axes.set_yscale("log")
@@ -224,6 +229,13 @@ def thm_6_1_by_number(
     axes.set_ylabel("shortest context that fails [tokens]")
     figure.legend(loc="outside lower center", ncols=3, fontsize=9, handlelength=4)
     return figure
+
+
+def _failing_length(head: tuple, frequency: float, limit: int) -> float:
+    """The shortest context that fails; NaN where there is none up to the limit."""
+    query, target, other = head
+    failure = theory.thm_6_1(query, target, other, [frequency], limit)
+    return math.nan if failure is None else failure.length
 
 
 def _spread(count: int) -> np.ndarray:
@@ -236,6 +248,6 @@ def _gaps(norms: Sequence[float]) -> np.ndarray:
     return np.where(np.isfinite(norms), norms, np.nan)
 
 
-def _plain_ticks(axes: Axes, at: Sequence[int]) -> None:
-    axes.set_xticks(at, [str(tick) for tick in at])
+def _plain_ticks(axes: Axes, ticks: Sequence[int]) -> None:
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rope_study.figures.style import LINE_COLOURS, LINE_STYLES, new_figure
+from rope_study.figures.style import line_style, new_figure
 
 
 def loss_curves(
@@ -22,10 +22,10 @@ def loss_curves(
     figure = new_figure((9, 5), title)
     axes, late = figure.subplots(), []
     for index, (name, (steps, losses)) in enumerate(curves.items()):
-        smooth = _running_mean(np.asarray(losses, np.float64), max(1, len(losses) // 50))
-        colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
-        axes.plot(steps, losses, color=colour, alpha=0.15, linewidth=0.5)
-        axes.plot(steps, smooth, color=colour, linestyle=style, label=f"{name}: {smooth[-1]:.4f}")
+        raw, line = np.asarray(losses, np.float64), line_style(index)
+        smooth = _running_mean(raw, max(1, len(raw) // 50))
+        axes.plot(steps, raw, color=line["color"], alpha=0.15, linewidth=0.5)
+        axes.plot(steps, smooth, **line, label=f"{name}: {smooth[-1]:.4f}")
         late.extend(smooth[len(smooth) // 5 :])
     finite = [loss for loss in late if math.isfinite(loss)]
     if finite:  # The first steps fall by several nats and would flatten what there is to compare.

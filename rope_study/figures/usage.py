@@ -13,17 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rope_study.figures.style import (
-    LINE_COLOURS,
-    LINE_STYLES,
     head_mean,
     heat_maps,
     label_pairs,
+    line_style,
     new_figure,
     source,
 )
+from rope_study.probes.datasets import QUANTITIES
 from rope_study.probes.frequency_usage import slow_bands as find_slow_bands
-
-QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def norms_by_layer(usage: xr.Dataset) -> Figure:
@@ -58,14 +56,14 @@ def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 19: Fig. 3 on texts of several domains, a column each; one scale for each row."""
     first = next(iter(usages.values()))
     counts = ", ".join(f"{name} {int(usage.tokens):,}" for name, usage in usages.items())
-    about = [str(first.model), f"tokens: {counts}"]
-    return _columns("Queries and keys by layer and domain, mean over heads", usages, about)
+    sources = [str(first.model), f"tokens: {counts}"]
+    return _columns("Queries and keys by layer and domain, mean over heads", usages, sources)
 
 
-def _columns(title: str, usages: Mapping[str, xr.Dataset], about: Sequence[str]) -> Figure:
+def _columns(title: str, usages: Mapping[str, xr.Dataset], sources: Sequence[str]) -> Figure:
     queries = [(f"{name}\nqueries", head_mean(usage, "q")) for name, usage in usages.items()]
     keys = [("keys", head_mean(usage, "k")) for usage in usages.values()]
-    return heat_maps("\n".join([title, *dict.fromkeys(about)]), [queries, keys])
+    return heat_maps("\n".join([title, *dict.fromkeys(sources)]), [queries, keys])
 
 
 # --- lines: single heads, and bands of several models -----------------------------------------
@@ -81,22 +79,26 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
     """
     figure = new_figure((9, 3.8), f"Queries and keys of single heads\n{source(usage)}")
     group = usage.sizes["head"] // usage.sizes["kv_head"]
-    for axes, name in zip(figure.subplots(1, 2), "qk", strict=True):
+    left, right = figure.subplots(1, 2)
+    for axes, name in ((left, "q"), (right, "k")):
         axes.set_title(QUANTITIES[name], fontsize=10)
-        own = "head" if name == "q" else "kv_head"
-        every = usage[name].mean(["layer", own])
-        axes.plot(every, color="0.65", linewidth=4, label="mean over all heads")
+        axis = "head" if name == "q" else "kv_head"
+        axes.plot(
+            usage[name].mean(["layer", axis]),
+            color="0.65",
+            linewidth=4,
+            label="mean over all heads",
+        )
         for index, (label, (layer, head)) in enumerate(heads.items()):
-            norms = usage[name].sel({"layer": layer, own: head // (1 if name == "q" else group)})
-            colour, style = LINE_COLOURS[index % 7], LINE_STYLES[index % 6]
-            shown = f"{label} (layer {layer}, head {head})"
-            axes.plot(norms, color=colour, linestyle=style, linewidth=1.3, label=shown)
+            norms = usage[name].sel({"layer": layer, axis: head // (1 if name == "q" else group)})
+            place = f"{label} (layer {layer}, head {head})"
+            axes.plot(norms, **line_style(index), linewidth=1.3, label=place)
         layers = [layer for layer, _ in heads.values()] or [0]
         label_pairs(axes, usage.inverse_frequency.sel(layer=layers).values, ticks=5)
         axes.set_ylabel("mean 2-norm [dimensionless]")
         axes.set_ylim(bottom=0)
         axes.grid(color="0.9")
-    handles, labels = axes.get_legend_handles_labels()
+    handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9, handlelength=4)
     return figure
 
@@ -106,15 +108,14 @@ def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
 
     Norms are means over layers and heads, divided by their mean over pairs, as models differ in
     scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a model whose
-    slowest pair is not above the mean has none. Pairs that do not turn are at the left edge.
+    slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
     """
     figure = new_figure((9, 4.6), "Pair norms against frequency\n" + _sources(usages))
     for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), "qk", strict=True):
         axes.set_title(QUANTITIES[name], fontsize=10)
         for index, (label, usage) in enumerate(usages.items()):
-            drawn = {"color": LINE_COLOURS[index % 7], "linestyle": LINE_STYLES[index % 6]}
             for band in find_slow_bands(usage, name):
-                _draw_band(axes, label, band, drawn)
+                _draw_band(axes, label, band, line_style(index))
         axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
         axes.set_xscale("log")
         axes.set_xlabel("frequency [radians per token], slow to fast")
@@ -124,18 +125,18 @@ def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
     return figure
 
 
-def _draw_band(axes: Axes, label: str, band: xr.Dataset, drawn: dict) -> None:
+def _draw_band(axes: Axes, label: str, band: xr.Dataset, line: dict) -> None:
     frequencies, norms = band.inverse_frequency.values, band.relative_norm.values
-    turning = frequencies > 0
+    rotated = frequencies > 0
     begins = float(band.begins)
-    words = "no band of slow pairs" if np.isnan(begins) else "no turning band"
+    words = "no band of slow pairs" if np.isnan(begins) else "band of unrotated pairs"
     words = f"band from {begins:.2g}" if begins > 0 else words
-    axes.plot(frequencies[turning], norms[turning], **drawn, label=f"{label}: {words}")
+    axes.plot(frequencies[rotated], norms[rotated], **line, label=f"{label}: {words}")
     if begins > 0:
-        axes.axvline(begins, color=drawn["color"], linestyle=":", linewidth=1.2)
-    if turning.any() and not turning.all():
-        left = np.full((~turning).sum(), frequencies[turning].min() / 3)
-        axes.plot(left, norms[~turning], "|", color=drawn["color"])
+        axes.axvline(begins, color=line["color"], linestyle=":", linewidth=1.2)
+    if rotated.any() and not rotated.all():
+        left = np.full((~rotated).sum(), frequencies[rotated].min() / 3)
+        axes.plot(left, norms[~rotated], "|", color=line["color"])
 
 
 def _sources(usages: Mapping[str, xr.Dataset]) -> str:

@@ -1,11 +1,13 @@
 """Interventions: edits of q and k in a band of rotary pairs, and what they do to a decoder.
 
-from rope_study.interventions import band, measure, ablate
-found = measure(decoder, params, [tokens], {"no fast pairs": ablate(band(fastest=0.25))})
+Takes a decoder, its parameters and batches of text; gives an edit for any forward pass, and by
+`measure` losses, attention and copying beside the plain decoder's. A new kind of edit is a function
+in edits.py; a new choice of pairs is a `Band`. See docs/interventions.md.
 """
 
 from rope_study.interventions.bands import Band, band, band_share, pair_products, random_band
-from rope_study.interventions.edits import Intervention, ablate, edit, permute, rescale, unrotate
+from rope_study.interventions.changes import edit
+from rope_study.interventions.edits import Intervention, ablate, permute, rescale, unrotate
 from rope_study.interventions.measurement import measure, repeated_sequences
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Bands: which rotary pairs of each head an intervention edits, and random bands to compare with.
 
-P = head_dim / 2 pairs, numbered 0..P-1 as on the `frequency` axis of probes, N query heads,
+P = head_dim / 2 pairs, numbered 0..P-1 as on the `pair` axis of probes, N query heads,
 L layers.
 """
 
@@ -11,6 +11,7 @@ import numpy as np
 import xarray
 
 from rope_study.errors import UserError
+from rope_study.probes import datasets
 from rope_study.registry import check_numbers
 
 
@@ -42,10 +43,10 @@ def band(
     Args:
       fastest: the fraction of pairs with the highest frequencies, int(fastest P) of them, as
         p-RoPE counts; pairs of equal frequency in their order in the head.
-      slowest: the same from the other end; pairs that do not turn are the slowest.
+      slowest: the same from the other end; unrotated pairs are the slowest.
       indices: these pairs, counted from 0.
       frequencies: (lowest, highest) in radians per token, both included.
-      cycles: (fewest, most) turns over `context` tokens, both included.
+      cycles: (fewest, most) cycles over `context` tokens, both included.
       context: tokens; with `cycles` only.
     """
     given = {
@@ -69,6 +70,7 @@ def band(
         return _by_index(indices)
     if frequencies is not None:
         return _by_frequency(f"{_range(frequencies)} rad/token", frequencies, 1.0)
+    assert cycles is not None and context is not None  # by the check of `given`
     check_numbers("band", context=context)
     name = f"{_range(cycles)} cycles over {context}"
     return _by_frequency(name, cycles, context / (2 * np.pi))
@@ -77,7 +79,9 @@ def band(
 def _by_rank(which: str, fraction: float, sign: int) -> Band:
     check_numbers("band", **{which: fraction})
     if not 0 < fraction <= 1:
-        raise UserError(f"band: {which}={fraction} must lie in (0, 1], the fraction of pairs")
+        raise UserError(
+            f"band: {which}={fraction} must lie in (0, 1], the fraction of pairs", which
+        )
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
         order = np.argsort(sign * np.abs(_known(frequencies, layer)), kind="stable")
@@ -87,27 +91,30 @@ def _by_rank(which: str, fraction: float, sign: int) -> Band:
 
 
 def _by_index(indices: int | Sequence[int]) -> Band:
-    found = np.unique(np.atleast_1d(indices))
-    if not np.issubdtype(found.dtype, np.integer) or not found.size or found[0] < 0:
-        raise UserError(f"band: indices={indices!r} must be whole numbers from 0, at least one")
+    pairs = np.unique(np.atleast_1d(indices))
+    if not np.issubdtype(pairs.dtype, np.integer) or not pairs.size or pairs[0] < 0:
+        raise UserError(
+            f"band: indices={indices!r} must be whole numbers from 0, at least one", "indices"
+        )
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
-        if found[-1] >= len(frequencies):
+        if pairs[-1] >= len(frequencies):
             raise UserError(
-                f"band: index {found[-1]} is too large: layer {layer} has pairs"
-                f" 0..{len(frequencies) - 1}"
+                f"band: index {pairs[-1]} is too large: layer {layer} has pairs"
+                f" 0..{len(frequencies) - 1}",
+                "indices",
             )
-        return found
+        return pairs
 
-    return Band(f"pairs {', '.join(map(str, found))}", choose)
+    return Band(f"pairs {', '.join(map(str, pairs))}", choose)
 
 
 def _by_frequency(name: str, limits: tuple[float, float], unit: float) -> Band:
     low, high = limits
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
-        turns = np.abs(_known(frequencies, layer)) * unit
-        return np.flatnonzero((turns >= low) & (turns <= high))
+        rates = np.abs(_known(frequencies, layer)) * unit
+        return np.flatnonzero((rates >= low) & (rates <= high))
 
     return Band(name, choose)
 
@@ -121,8 +128,7 @@ def _range(limits: tuple[float, float]) -> str:
 def _known(frequencies: np.ndarray, layer: int) -> np.ndarray:
     if np.isnan(frequencies).any():
         raise UserError(
-            f"band: the encoding of layer {layer} does not say how fast its pairs turn; choose"
-            " by indices"
+            f"band: the encoding of layer {layer} has no fixed frequencies; choose pairs by indices"
         )
     return frequencies
 
@@ -148,20 +154,20 @@ def pair_products(usage: xarray.Dataset) -> np.ndarray:
     return products
 
 
-def band_share(usage: xarray.Dataset, chosen: Band) -> xarray.DataArray:
+def band_share(usage: xarray.Dataset, band: Band) -> xarray.DataArray:
     """[layer, head]: the band's part of the sum of mean |q^(k)| |k^(k)| over all pairs."""
     products = pair_products(usage)
     frequencies = usage["inverse_frequency"].to_numpy()
     shares = np.zeros(products.shape[:2])
     for layer, head in np.ndindex(shares.shape):
-        own = products[layer, head][~np.isnan(products[layer, head])]
-        shares[layer, head] = own[chosen.choose(frequencies[layer, : len(own)], layer, head)].sum()
-        shares[layer, head] /= own.sum()
-    about = {"units": "1", "long_name": f"share of mean |q||k| in {chosen.name}"}
-    return xarray.DataArray(shares, dims=("layer", "head"), attrs=about)
+        of_head = products[layer, head][~np.isnan(products[layer, head])]
+        pairs = band.choose(frequencies[layer, : len(of_head)], layer, head)
+        shares[layer, head] = of_head[pairs].sum() / of_head.sum()
+    attributes = datasets.attributes(f"share of mean |q||k| in {band.name}")
+    return xarray.DataArray(shares, dims=datasets.BY_HEAD, attrs=attributes)
 
 
-def random_band(usage: xarray.Dataset, chosen: Band, seed: int = 0) -> Band:
+def random_band(usage: xarray.Dataset, band: Band, seed: int = 0) -> Band:
     """A control for a band: in each head as many other pairs at random, of about the same norm.
 
     The norm is the sum of mean |q^(k)| |k^(k)|. As many of the other pairs are drawn; then one
@@ -171,24 +177,24 @@ def random_band(usage: xarray.Dataset, chosen: Band, seed: int = 0) -> Band:
 
     Args:
       usage: the dataset of probes.frequency_usage, of the decoder to edit.
-      chosen: the band to compare with.
+      band: to compare with.
       seed: of the draw; every layer and head has its own.
     """
     products = pair_products(usage)
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
-        own = chosen.choose(frequencies, layer, head)
-        others = np.setdiff1d(np.arange(len(frequencies)), own)
-        if len(others) < len(own):
+        pairs = band.choose(frequencies, layer, head)
+        others = np.setdiff1d(np.arange(len(frequencies)), pairs)
+        if len(others) < len(pairs):
             raise UserError(
-                f"random_band: {chosen.name} takes {len(own)} of {len(frequencies)} pairs, which"
+                f"random_band: {band.name} takes {len(pairs)} of {len(frequencies)} pairs, which"
                 " leaves too few others to compare with"
             )
         drawn = np.random.default_rng((seed, layer, head)).permutation(others)
         norms = products[layer, head]
-        return np.sort(_exchange(drawn, len(own), norms, norms[own].sum()))
+        return np.sort(_exchange(drawn, len(pairs), norms, norms[pairs].sum()))
 
-    return Band(f"random, as {chosen.name} (seed {seed})", choose)
+    return Band(f"random, as {band.name} (seed {seed})", choose)
 
 
 def _exchange(drawn: np.ndarray, size: int, norms: np.ndarray, wanted: float) -> np.ndarray:

@@ -14,11 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, Edit, Probe, check_bos, loss
+from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, loss
 from rope_study.errors import UserError
-from rope_study.interventions.edits import EDITABLE, Intervention, apply_changes, changes
+from rope_study.interventions.changes import Change, apply_changes, changes
+from rope_study.interventions.edits import EDITABLE, Intervention
+from rope_study.probes import datasets
 from rope_study.probes.run import describe, in_f32
-from rope_study.sharding import compiler
+from rope_study.sharding import Layout, compiler
+from rope_study.training.evaluate import mean_and_error
 
 Array = jax.Array
 Batch = tuple[np.ndarray, np.ndarray]
@@ -69,25 +72,32 @@ def measure(
     if not interventions or PLAIN in interventions:
         raise UserError(
             f"measure: interventions are a dictionary by name, at least one and none named"
-            f" {PLAIN!r}; got {list(interventions)}"
+            f" {PLAIN!r}; got {list(interventions)}",
+            "interventions",
         )
-    decoder = in_f32(decoder)
     edits = {name: changes(decoder.config, chain) for name, chain in interventions.items()}
-    batches = _checked(decoder, batches)
-    repeated = repeated_sequences(batches, _rounded(copies, decoder), copy_length, seed)
-    run = _compiled(decoder, tuple(compiler.reading_options(params, decoder.layout).items()))
-    found = {}
-    for name, one in edits.items():
-        found[name] = _Found(
-            *_totals(run(params, one, *_placed(decoder, batch)) for batch in batches),
-            None if repeated is None else _copying(run(params, one, *_placed(decoder, repeated))),
+    texts = _checked(decoder, batches)
+    probed, layout = in_f32(decoder)
+    repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)
+    options = tuple(compiler.reading_options(params, layout).items())
+    compiled = _compiled(probed.config, layout, options)
+
+    def run(change: dict[str, Change], batch: Batch) -> tuple[Array, Array, list[dict]]:
+        tokens, weights = batch
+        return compiled(params, change, layout.place(tokens), layout.place(weights))
+
+    results = {
+        name: _Result(
+            *_totals(run(change, batch) for batch in texts),
+            None if repeated is None else _copying(run(change, repeated)[0]),
         )
-    count = sum(int(weights.sum()) for _, weights in batches)
-    return _dataset(found).assign_attrs(
-        model=describe(decoder.config),
-        tokens=count,
-        texts=sum(len(tokens) for tokens, _ in batches),
-        context=max(tokens.shape[1] for tokens, _ in batches),
+        for name, change in edits.items()
+    }
+    return _dataset(results).assign_attrs(
+        model=describe(probed.config),
+        tokens=sum(int(weights.sum()) for _, weights in texts),
+        texts=sum(len(tokens) for tokens, _ in texts),
+        context=max(tokens.shape[1] for tokens, _ in texts),
         copies=0 if repeated is None else len(repeated[0]),
         copy_length=copy_length,
         seed=seed,
@@ -109,7 +119,10 @@ def repeated_sequences(
     if copies < 1:
         return None
     if length < 2:
-        raise UserError(f"copy_length={length} must be at least 2: the first of a copy is a guess")
+        raise UserError(
+            f"copy_length={length} must be at least 2: the first of a copy is a guess",
+            "copy_length",
+        )
     starts = np.unique(np.concatenate([tokens[:, 0] for tokens, _ in batches]))
     bos = starts if len(starts) == 1 else starts[:0]
     ids = np.unique(np.concatenate([tokens[weights > 0] for tokens, weights in batches]))
@@ -120,59 +133,53 @@ def repeated_sequences(
 
 
 def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
-    batches = list(batches)
-    if not batches:
-        raise UserError("measure: no batches were given")
-    for tokens, weights in batches:
+    checked = list(batches)
+    if not checked:
+        raise UserError("measure: no batches were given", "batches")
+    for tokens, weights in checked:
         check_bos(decoder.config, tokens)
         if not weights[:, 1:].any():
             raise UserError(
-                "measure: a batch has no text of two tokens or more: nothing to predict"
+                "measure: a batch has no text of two tokens or more: nothing to predict", "batches"
             )
-    return batches
-
-
-def _rounded(rows: int, decoder: Decoder) -> int:
-    """Up to what divides over the devices."""
-    shards = decoder.layout.shards("batch")
-    return -(-rows // shards) * shards
-
-
-def _placed(decoder: Decoder, batch: Batch) -> tuple[Array, Array]:
-    return tuple(decoder.layout.place(array) for array in batch)
+    return checked
 
 
 # --- one forward pass, every row twice --------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(decoder: Decoder, options: tuple) -> Callable[[dict, dict, Array, Array], tuple]:
+def _compiled(
+    config: DecoderConfig, layout: Layout, options: tuple[tuple[str, Any], ...]
+) -> Callable[[dict, dict[str, Change], Array, Array], tuple]:
     """(params, changes, tokens[B, T], weights[B, T]) -> losses, targets' weights, sums by layer.
 
     Losses f32[B, 2, T - 1], plain and edited, targets' weights f32[B, T - 1]. One program for all
     interventions, and kept: on small models compiling takes longer than running.
     """
 
-    def read(module: Decoder, one: Edit, tokens: Array, weights: Array) -> tuple[Array, Any]:
+    def read(module: Decoder, edit: Edit, tokens: Array, weights: Array) -> tuple[Array, Any]:
         def side_by_side(name: str, layer: Array, value: Array) -> Array:
             if name not in EDITABLE:
                 return value
             # Neighbouring rows are one text's: where the batch is split, both are on one device.
             edited = jnp.arange(value.shape[0]) % 2 == 1
-            return jnp.where(edited[:, None, None, None], one(name, layer, value), value)
+            return jnp.where(edited[:, None, None, None], edit(name, layer, value), value)
 
-        x, aux = module.features(tokens, probes=[_PATTERNS], weights=weights, edit=side_by_side)
-        targets, cap = jnp.roll(tokens, -1, axis=1), module.config.final_cap
-        losses = loss.token_losses(x, module.unembedding, targets, module.layout, cap=cap)
-        return losses[:, :-1], aux[_PATTERNS.name]  # the last has no target
+        x, aux = module.features(tokens, probes=[_PATTERN_SUMS], weights=weights, edit=side_by_side)
+        targets = jnp.roll(tokens, -1, axis=1)
+        losses = loss.token_losses(x, module.unembedding, targets, layout, cap=config.final_cap)
+        return losses[:, :-1], aux[_PATTERN_SUMS.name]  # the last has no target
 
-    def run(params: dict, found: dict, tokens: Array, weights: Array) -> tuple[Array, Array, Any]:
+    def run(
+        params: dict, change: dict[str, Change], tokens: Array, weights: Array
+    ) -> tuple[Array, Array, Any]:
         twice = (jnp.repeat(a, 2, axis=0) for a in (tokens, weights))
-        edit = apply_changes(found)
-        losses, patterns = decoder.apply({"params": params}, edit, *twice, method=read)
+        apply = functools.partial(Decoder(config, layout).apply, {"params": params}, method=read)
+        losses, patterns = apply(apply_changes(change), *twice)
         return losses.reshape(len(tokens), 2, -1), weights[:, 1:], patterns
 
-    return jax.jit(run, out_shardings=decoder.layout.sharding(), compiler_options=dict(options))
+    return jax.jit(run, out_shardings=layout.sharding(), compiler_options=dict(options))
 
 
 def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
@@ -182,36 +189,39 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:
         w = counted[:, queries]
-        total = lambda x: jnp.einsum("rnt,rt->rn", x, w)  # noqa: E731
-        both = lambda x: total(x).reshape(-1, 2, x.shape[1]).sum(axis=0)  # noqa: E731
+
+        def by_edit(x: Array) -> Array:
+            """f32[2, N], plain and edited, of x[R, N, t]."""
+            return jnp.einsum("rnt,rt->rn", x, w).reshape(-1, 2, x.shape[1]).sum(axis=0)
+
         plain, edited = attention[0::2], attention[1::2]
         change = jnp.sum(jnp.abs(plain - edited), axis=-1) / 2  # [B, N, t]
         return {
             "queries": jnp.sum(w[0::2]),
-            "diagonal": both(_at(attention, queries)),
-            "previous": both(_at(attention, jnp.maximum(queries - 1, 0))),
-            "first": both(attention[..., 0]),
-            "entropy": both(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
+            "diagonal": by_edit(_weights_at(attention, queries)),
+            "previous": by_edit(_weights_at(attention, jnp.maximum(queries - 1, 0))),
+            "first": by_edit(attention[..., 0]),
+            "entropy": by_edit(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
             "total_variation": jnp.einsum("bnt,bt->n", change, w[0::2]),
         }
 
     return activations["attention"](reduce)
 
 
-_PATTERNS = Probe("patterns", ("attention",), _measure_patterns)
+_PATTERN_SUMS = Probe("patterns", ("attention",), _measure_patterns)
 
 
-def _at(attention: Array, keys: Array) -> Array:
+def _weights_at(attention: Array, keys: Array) -> Array:
     """[R, N, t] of attention [R, N, t, S] at one key int[t] for each query."""
-    index = jnp.broadcast_to(keys[:, None], (*attention.shape[:-1], 1))
-    return jnp.take_along_axis(attention, index, axis=-1)[..., 0]
+    places = jnp.broadcast_to(keys[:, None], (*attention.shape[:-1], 1))
+    return jnp.take_along_axis(attention, places, axis=-1)[..., 0]
 
 
 # --- sums to a dataset ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class _Result:
     """What one intervention's passes gave, in float64.
 
     Attributes:
@@ -227,70 +237,75 @@ class _Found:
     copying: np.ndarray | None
 
 
-def _totals(parts: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    losses, targets, patterns = [], [], None
-    for by_token, weights, part in parts:
+def _totals(passes: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    losses, targets, patterns = [], [], []
+    for by_token, weights, sums in passes:
         by_token, weights = (np.asarray(a, np.float64) for a in (by_token, weights))
         losses.append(np.einsum("bet,bt->be", by_token, weights))
         targets.append(weights.sum(axis=1))
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), part)
-        patterns = part if patterns is None else jax.tree.map(np.add, patterns, part)
+        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
+        patterns = jax.tree.map(np.add, patterns, sums) if patterns else sums
     return np.concatenate(losses), np.concatenate(targets), patterns
 
 
-def _copying(part: tuple) -> np.ndarray:
+def _copying(losses: Array) -> np.ndarray:
     """[copies, 2, 2]: mean loss of the tokens 2..length of a sequence, both times."""
-    by_token = np.asarray(part[0], np.float64)
+    by_token = np.asarray(losses, np.float64)
     length = (by_token.shape[2] + 1) // 2  # with BOS or without
     first, second = by_token[..., -2 * length + 1 : -length], by_token[..., -length + 1 :]
     return np.stack([first.mean(axis=-1), second.mean(axis=-1)], axis=-1)
 
 
-def _dataset(found: dict[str, _Found]) -> xarray.Dataset:
-    one = next(iter(found.values()))
-    by_head = ("intervention", "layer", "head")
-    variables = _loss_variables(found)
+def _dataset(results: dict[str, _Result]) -> xarray.Dataset:
+    first, *_ = results.values()
+    dims = ("intervention", *datasets.BY_HEAD)
+    variables = _loss_variables(results)
     for name, (long_name, units) in PATTERNS.items():
-        rows = [_by_layer(one, name)[:, 0], *(_by_layer(f, name)[:, 1] for f in found.values())]
-        variables[name] = (by_head, np.stack(rows), {"units": units, "long_name": long_name})
-    changes = [_by_layer(f, "total_variation") for f in found.values()]
-    about = {"units": "1", "long_name": "total variation distance of attention from plain"}
-    changes = np.stack([np.zeros_like(changes[0]), *changes])
-    variables["total_variation"] = (by_head, changes, about)
-    return xarray.Dataset(
-        variables,
-        coords={
-            "intervention": np.array([PLAIN, *found], object),
-            "layer": np.arange(changes.shape[1]),
-            "head": np.arange(changes.shape[2]),
-        },
+        edited = [_by_layer(result, name)[:, 1] for result in results.values()]
+        means = np.stack([_by_layer(first, name)[:, 0], *edited])
+        variables[name] = (dims, means, datasets.attributes(long_name, units))
+    moved = [_by_layer(result, "total_variation") for result in results.values()]
+    variables["total_variation"] = (
+        dims,
+        np.stack([np.zeros_like(moved[0]), *moved]),
+        datasets.attributes("total variation distance of attention from plain"),
     )
+    names = np.array([PLAIN, *results], object)
+    return datasets.number_axes(xarray.Dataset(variables, coords={"intervention": names}))
 
 
-def _by_layer(found: _Found, name: str) -> np.ndarray:
+def _by_layer(result: _Result, name: str) -> np.ndarray:
     """Means over queries, [L, 2, N] or for total_variation [L, N]."""
-    return np.stack([layer[name] / layer["queries"] for layer in found.patterns])
+    return np.stack([layer[name] / layer["queries"] for layer in result.patterns])
 
 
-def _loss_variables(found: dict[str, _Found]) -> dict[str, tuple]:
-    one = next(iter(found.values()))
-    columns: dict[str, list[float]] = {"loss": [one.losses[:, 0].sum() / one.targets.sum()]}
-    columns |= {"loss_difference": [0.0], "loss_difference_se": [0.0]}
-    for f in found.values():
-        columns["loss"].append(f.losses[:, 1].sum() / f.targets.sum())
-        difference = ratio(f.losses[:, 1] - f.losses[:, 0], f.targets)
-        for key, value in zip(("loss_difference", "loss_difference_se"), difference, strict=True):
-            columns[key].append(value)
-    if one.copying is not None:
-        columns |= _copy_columns(list(found.values()))
-    about = {"units": "nats/token"}
-    return {name: (("intervention",), np.array(values), about) for name, values in columns.items()}
+def _loss_variables(results: dict[str, _Result]) -> dict[str, tuple]:
+    first, *_ = results.values()
+    columns = {
+        "loss": [first.losses[:, 0].sum() / first.targets.sum()],
+        "loss_difference": [0.0],
+        "loss_difference_se": [0.0],
+    }
+    for result in results.values():
+        plain, edited = result.losses.T
+        mean, error = mean_and_error(edited - plain, result.targets)
+        columns["loss"].append(edited.sum() / result.targets.sum())
+        columns["loss_difference"].append(mean)
+        columns["loss_difference_se"].append(error)
+    columns |= _copy_columns([r.copying for r in results.values() if r.copying is not None])
+    return {
+        name: (("intervention",), np.array(values), {"units": "nats/token"})
+        for name, values in columns.items()
+    }
 
 
-def _copy_columns(found: list[_Found]) -> dict[str, list[float]]:
-    means = [found[0].copying[:, 0], *(f.copying[:, 1] for f in found)]  # each [copies, 2]
+def _copy_columns(copying: list[np.ndarray]) -> dict[str, list[float]]:
+    """Of the arrays `_Result.copying` of all interventions; nothing where there are none."""
+    if not copying:
+        return {}
+    means = [copying[0][:, 0], *(losses[:, 1] for losses in copying)]  # each [copies, 2]
     gains = [m[:, 0] - m[:, 1] for m in means]
-    differences = [ratio(gain - gains[0], np.ones(len(gain))) for gain in gains]
+    differences = [mean_and_error(gain - gains[0], np.ones(len(gain))) for gain in gains]
     return {
         "copy_first": [m[:, 0].mean() for m in means],
         "copy_second": [m[:, 1].mean() for m in means],
@@ -298,21 +313,3 @@ def _copy_columns(found: list[_Found]) -> dict[str, list[float]]:
         "copy_gain_difference": [mean for mean, _ in differences],
         "copy_gain_difference_se": [error for _, error in differences],
     }
-
-
-def ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Mean over all tokens, and its standard error over texts of any lengths.
-
-    sum(sums) / sum(counts), and the first order error of that ratio; for texts of one length the
-    standard error of the mean over texts. NaN for a single text.
-
-    Args:
-      sums: [texts], over a text's tokens.
-      counts: [texts], its tokens.
-    """
-    mean = sums.sum() / counts.sum()
-    texts = np.count_nonzero(counts)
-    if texts < 2:
-        return float(mean), float("nan")
-    square = np.square(sums - mean * counts).sum() * texts / (texts - 1)
-    return float(mean), float(np.sqrt(square) / counts.sum())

@@ -1,8 +1,7 @@
 """Probes: functions from one layer's activations to additive statistics, run over batches.
 
-decoder, params = checkpoints.load("runs/quickstart/rope_theta_10000")
-tokens = checkpoints.load_tokenizer("runs/quickstart/rope_theta_10000").encode_batch(texts)
-usage = probes.run(decoder, params, [tokens], [probes.frequency_usage])["frequency_usage"]
+Takes a decoder, its parameters and texts; gives xarray datasets with named axes and units. A new
+probe is a `Probe`, in a file of this folder or of your own.
 
 `frequency_usage` is a probe as it stands; head_patterns, sinks, massive_values, rotary_outliers and
 spectral are functions that make one. The others look at one text. See docs/probes.md.

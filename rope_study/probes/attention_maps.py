@@ -1,6 +1,7 @@
 """The attention of heads on one text, as in Figs. 5 to 7 of Barbero et al. (ICLR 2025)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,12 @@ import xarray
 
 from rope_study.decoder import Decoder
 from rope_study.probes import datasets
-from rope_study.probes.one_text import capture, index, one_text, query_and_key
+from rope_study.probes.one_text import (
+    check_index,
+    check_tokens,
+    query_and_key_coordinates,
+    read_activations,
+)
 from rope_study.probes.run import describe
 
 Array = jax.Array
@@ -29,15 +35,17 @@ def attention_map(
     Args:
       decoder, params: as checkpoints.load gives them.
       tokens: ids int[T] of one text, BOS included. T x T weights of every layer are held.
-      layer, head: which.
+      layer, head: counted from 0; a query head.
       pieces: labels of the tokens, as tokenizer.pieces(tokens) gives them; they come as the
         coordinates `query_token` and `key_token`.
     """
-    layer = index(layer, decoder.config.layers, "layer")
-    head = index(head, decoder.config.heads, "head")
-    found = _maps(decoder, params, tokens, [head], pieces).isel(layer=layer, head=0, drop=True)
-    about = datasets.about(f"attention of layer {layer}, head {head}")
-    return found.assign_attrs(about | {"layer": layer, "head": head})
+    layer = check_index(layer, decoder.config.layers, "layer")
+    head = check_index(head, decoder.config.heads, "head")
+    maps = _maps(decoder, params, tokens, [head], pieces)
+    attributes = datasets.attributes(f"attention of layer {layer}, head {head}")
+    return maps.isel(layer=layer, head=0, drop=True).assign_attrs(
+        attributes, layer=layer, head=head
+    )
 
 
 def attention_maps(
@@ -55,21 +63,25 @@ def attention_maps(
 
 
 def _maps(
-    decoder: Decoder, params: dict, tokens: Sequence[int], heads: list[int], pieces
+    decoder: Decoder,
+    params: dict,
+    tokens: Sequence[int],
+    heads: list[int],
+    pieces: Sequence[str] | None,
 ) -> xarray.DataArray:
-    tokens = one_text(decoder, tokens)
-    coordinates = query_and_key(len(tokens), pieces)
-    weights = capture(decoder, params, tokens[None], _read, np.array(heads))
+    ids = check_tokens(decoder, tokens)
+    coordinates = query_and_key_coordinates(len(ids), pieces)
+    weights = read_activations(decoder, params, ids[None], _read_weights, np.array(heads))
     return xarray.DataArray(
         np.stack([layer[0] for layer in weights]),
         dims=("layer", "head", "query", "key"),
         name="attention",
         coords={"layer": range(len(weights)), "head": heads} | coordinates,
-        attrs=datasets.about("attention") | {"model": describe(decoder.config)},
+        attrs=datasets.attributes("attention") | {"model": describe(decoder.config)},
     )
 
 
-def _read(activations: Mapping[str, Array], heads: Array) -> Array:
+def _read_weights(activations: Mapping[str, Any], heads: Array) -> Array:
     """f32[B, heads, T, S], put together from blocks of queries."""
     B, T = activations["tokens"].shape
 

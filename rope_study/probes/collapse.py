@@ -16,11 +16,12 @@ import ml_dtypes
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, DecoderConfig
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.one_text import fill_rows, labels, one_text
+from rope_study.probes.one_text import check_tokens, token_labels
 from rope_study.probes.run import in_f32
+from rope_study.sharding import Layout
 
 Array = jax.Array
 
@@ -43,53 +44,61 @@ def representational_collapse(
       By `length`: `l1`, `l2` and `largest` of the difference, `relative` = l2 over the 2-norm of
       v_n(x), and `equal_in_bf16`, the share of dimensions that bf16 cannot tell apart.
     """
-    tokens = one_text(decoder, tokens)
-    lengths = np.asarray(lengths)
-    integers = lengths.ndim == 1 and len(lengths) and np.issubdtype(lengths.dtype, np.integer)
-    if not integers or lengths.min() < 1 or lengths.max() > len(tokens):
-        raise UserError(f"lengths={lengths} must be whole numbers from 1 to {len(tokens)}")
-    texts = np.full((len(lengths), int(lengths.max()) + 1), tokens[0])
-    for text, n in zip(texts, lengths, strict=True):
-        text[: n + 1] = [*tokens[:n], tokens[n - 1]]
-    ends = _last_two(in_f32(decoder), params, texts, lengths)
+    ids, counts = check_tokens(decoder, tokens), np.asarray(lengths)
+    integers = counts.ndim == 1 and len(counts) and np.issubdtype(counts.dtype, np.integer)
+    if not integers or counts.min() < 1 or counts.max() > len(ids):
+        raise UserError(f"lengths={lengths} must be whole numbers from 1 to {len(ids)}", "lengths")
+    texts = np.full((len(counts), int(counts.max()) + 1), ids[0])
+    for text, n in zip(texts, counts, strict=True):
+        text[: n + 1] = [*ids[:n], ids[n - 1]]
+    ends = _last_two(decoder, params, texts, counts)
     short, long = ends.astype(np.float64).transpose(1, 0, 2)
-    apart = np.abs(long - short)
-    relative = np.linalg.norm(apart, axis=-1) / np.linalg.norm(short, axis=-1)
+    difference = np.abs(long - short)
+    l2 = np.linalg.norm(difference, axis=-1)
     in_bf16 = ends.astype(ml_dtypes.bfloat16)
-    about = lambda what: datasets.about(f"{what} of v_n(x) - v_n+1(x, last token repeated)")  # noqa: E731
+    equal_in_bf16 = (in_bf16[:, 0] == in_bf16[:, 1]).mean(-1)
+
+    def by_length(values: np.ndarray, long_name: str) -> tuple:
+        return "length", values, datasets.attributes(long_name)
+
+    what = "of v_n(x) - v_n+1(x, last token repeated)"
     return xarray.Dataset(
         {
-            "l1": ("length", apart.sum(-1), about("1-norm")),
-            "l2": ("length", np.linalg.norm(apart, axis=-1), about("2-norm")),
-            "largest": ("length", apart.max(-1), about("largest dimension")),
-            "relative": ("length", relative, datasets.about("2-norm over that of v_n(x)")),
-            "equal_in_bf16": (
-                "length",
-                (in_bf16[:, 0] == in_bf16[:, 1]).mean(-1),
-                datasets.about("share of dimensions that are the same in bf16"),
+            "l1": by_length(difference.sum(-1), f"1-norm {what}"),
+            "l2": by_length(l2, f"2-norm {what}"),
+            "largest": by_length(difference.max(-1), f"largest dimension {what}"),
+            "relative": by_length(
+                l2 / np.linalg.norm(short, axis=-1), "2-norm over that of v_n(x)"
+            ),
+            "equal_in_bf16": by_length(
+                equal_in_bf16, "share of dimensions that are the same in bf16"
             ),
         },
-        coords={"length": ("length", lengths, {"units": "token"})},
+        coords={"length": ("length", counts, {"units": "token"})},
     )
 
 
 def _last_two(decoder: Decoder, params: dict, texts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """f32[R, 2, D]: features at places n - 1 and n of R texts int[R, T], a few at a time."""
-    size = len(fill_rows(min(ROWS, len(texts)), decoder.layout.shards("batch")))
-    rows = fill_rows(len(texts), size)
-    found = []
-    for some in rows.reshape(-1, size):
-        at = jnp.asarray(lengths[some, None] + np.arange(-1, 1))
-        found.append(_at(decoder, params, decoder.layout.place(texts[some]), at))
-    return np.concatenate(found)[: len(texts)]
+    probed, layout = in_f32(decoder)
+    batch = len(layout.fill(min(ROWS, len(texts))))
+    # All batches have one shape, which compiles once: the first texts again at the end.
+    batches = np.resize(np.arange(len(texts)), (-(-len(texts) // batch), batch))
+    features = []
+    for rows in batches:
+        places = jnp.asarray(lengths[rows, None] + np.arange(-1, 1))
+        tokens = layout.place(texts[rows])
+        features.append(_features_at(probed.config, layout, params, tokens, places))
+    return np.concatenate(features)[: len(texts)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _at(decoder: Decoder, params: dict, tokens: Array, at: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _features_at(
+    config: DecoderConfig, layout: Layout, params: dict, tokens: Array, places: Array
+) -> Array:
     """Features f32[B, n, D] at places int[B, n]."""
-    x, _ = decoder.apply({"params": params}, tokens, method="features")
-    found = jnp.take_along_axis(x, at[..., None], axis=1)
-    return decoder.layout.constrain(found, None, None, None)
+    x, _ = Decoder(config, layout).apply({"params": params}, tokens, method="features")
+    return layout.constrain(jnp.take_along_axis(x, places[..., None], axis=1), None, None, None)
 
 
 # --- over-squashing ---------------------------------------------------------------------------
@@ -115,31 +124,35 @@ def token_influence(
     Raises:
       UserError: a decoder whose layers read the tokens anew (Gemma 4), past the embedding.
     """
-    tokens = one_text(decoder, tokens)
-    names = labels(pieces, len(tokens))
+    ids = check_tokens(decoder, tokens)
+    labels = token_labels(pieces, len(ids))
     if decoder.config.per_layer_dim:
         raise UserError(
             "token_influence follows the embedding only, and every layer of this decoder reads"
             " the tokens anew"
         )
-    probed = in_f32(decoder)
-    norms = np.sqrt(np.asarray(_squares(probed, params, jnp.asarray(tokens)), np.float64))
-    coordinates = {} if names is None else {"token": ("position", names)}
+    probed, layout = in_f32(decoder)
+    squares = _squares(probed.config, layout, params, jnp.asarray(ids))
+    coordinates: dict[str, tuple] = {
+        "position": ("position", np.arange(len(ids)), {"units": "token"})
+    }
+    if labels is not None:
+        coordinates["token"] = ("position", labels)
     return xarray.DataArray(
-        norms,
+        np.sqrt(np.asarray(squares, np.float64)),
         dims="position",
         name="influence",
-        coords={"position": ("position", np.arange(len(tokens)), {"units": "token"})} | coordinates,
-        attrs=datasets.about("Frobenius norm of the gradient of the last features"),
+        coords=coordinates,
+        attrs=datasets.attributes("Frobenius norm of the gradient of the last features"),
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _squares(decoder: Decoder, params: dict, tokens: Array) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _squares(config: DecoderConfig, layout: Layout, params: dict, tokens: Array) -> Array:
     """f32[T]: squared gradients of all dimensions of the last features, by input position."""
-    c, T = decoder.config, len(tokens)
-    of_places = Decoder(dataclasses.replace(c, vocab_size=T), decoder.layout)
-    copies = decoder.layout.shards("batch")  # every device runs the same text
+    T = len(tokens)
+    of_places = Decoder(dataclasses.replace(config, vocab_size=T), layout)
+    copies = layout.shards("batch")  # every device runs the same text
 
     def last(embedded: Array) -> Array:
         # A table with one row a place: its gradient is that of each place's own embedding.
@@ -149,6 +162,9 @@ def _squares(decoder: Decoder, params: dict, tokens: Array) -> Array:
         return x[0, -1]
 
     features, backward = jax.vjp(last, params["embedding"][tokens].astype(jnp.float32))
-    gradient = lambda direction: jnp.sum(jnp.square(backward(direction)[0]), axis=-1)  # noqa: E731
-    squares = jnp.sum(jax.lax.map(gradient, jnp.eye(len(features))), axis=0)
-    return squares / (c.d_model if c.scale_embedding else 1)
+
+    def squared_gradient(direction: Array) -> Array:
+        return jnp.sum(jnp.square(backward(direction)[0]), axis=-1)
+
+    squares = jnp.sum(jax.lax.map(squared_gradient, jnp.eye(len(features))), axis=0)
+    return squares / (config.d_model if config.scale_embedding else 1)

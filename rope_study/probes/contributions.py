@@ -7,6 +7,7 @@ Cauchy-Schwarz. At the bound the pair points the key exactly to the query.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,18 @@ from rope_study import rotary
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.one_text import capture, index, labels, one_text, query_and_key
+from rope_study.probes.one_text import (
+    check_index,
+    check_tokens,
+    query_and_key_coordinates,
+    read_activations,
+    token_labels,
+)
 from rope_study.probes.run import describe
 
 Array = jax.Array
+
+ADDED = datasets.attributes("what the pair adds to q.k")
 
 
 def contributions(
@@ -48,37 +57,29 @@ def contributions(
       `logit_bound`, that of the bounds, and `scaled`, logit / sqrt(head_dim). It is q.k of the
       layer: what a logit function adds to it (ALiBi) or makes of it (a cap) comes after.
     """
-    tokens = one_text(decoder, tokens)
-    query, key = index(query, len(tokens), "query"), index(key, len(tokens), "key")
-    names = labels(pieces, len(tokens))
-    place = _place(decoder, layer, head)
+    ids = check_tokens(decoder, tokens)
+    query, key = check_index(query, len(ids), "query"), check_index(key, len(ids), "key")
+    labels = token_labels(pieces, len(ids))
+    source = _source(decoder, layer, head)
     if key > query:
-        raise UserError(f"key={key} comes after query={query}, which cannot read it")
-    found = capture(decoder, params, tokens[None], _read, query, key)[place.layer]
-    q, k = (found[name][0].astype(np.float64) for name in ("q", "k"))
-    q, k = q[place.head], k[place.kv_head]
+        raise UserError(f"key={key} comes after query={query}, which cannot read it", "key")
+    layers = read_activations(decoder, params, ids[None], _read_places, query, key)
+    q, k = (layers[source.layer][name][0].astype(np.float64) for name in ("q", "k"))
+    q, k = q[source.head], k[source.kv_head]
     (q1, q2), (k1, k2) = rotary.pairs(q), rotary.pairs(k)
     contribution, bound = q1 * k1 + q2 * k2, np.hypot(q1, q2) * np.hypot(k1, k2)
-    tokens_named = {} if names is None else {"query_token": names[query], "key_token": names[key]}
-    return datasets.numbered(
+    attributes = source.attributes | {"kv_head": source.kv_head, "query": query, "key": key}
+    if labels is not None:
+        attributes |= {"query_token": str(labels[query]), "key_token": str(labels[key])}
+    logit = float(contribution.sum())
+    attributes |= {"logit": logit, "logit_bound": float(bound.sum())}
+    attributes["scaled"] = float(contribution.sum() * len(q) ** -0.5)
+    of_bound = datasets.attributes("2-norms of the pairs multiplied")
+    return datasets.number_axes(
         xarray.Dataset(
-            {
-                "contribution": (
-                    "pair",
-                    contribution,
-                    datasets.about("what the pair adds to q.k"),
-                ),
-                "bound": ("pair", bound, datasets.about("2-norms of the pairs multiplied")),
-            },
-            coords=place.coordinates,
-            attrs=place.attributes
-            | {"kv_head": place.kv_head, "query": query, "key": key}
-            | {name: str(token) for name, token in tokens_named.items()}
-            | {
-                "logit": float(contribution.sum()),
-                "logit_bound": float(bound.sum()),
-                "scaled": float(contribution.sum() * len(q) ** -0.5),
-            },
+            {"contribution": ("pair", contribution, ADDED), "bound": ("pair", bound, of_bound)},
+            coords=source.coordinates,
+            attrs=attributes,
         )
     )
 
@@ -94,54 +95,54 @@ def contribution_map(
 ) -> xarray.DataArray:
     """What each pair adds to q.k of every query and key: [query, key, pair], for Fig. 7.
 
-    Summed over frequencies it is q.k before scaling. NaN where the key comes after the query.
+    Summed over pairs it is q.k before scaling. NaN where the key comes after the query.
     T x T x H/2 numbers are held. Arguments as of `contributions`; pieces come as the coordinates
     `query_token` and `key_token`.
     """
-    tokens = one_text(decoder, tokens)
-    coordinates = query_and_key(len(tokens), pieces)
-    place = _place(decoder, layer, head)
-    found = capture(decoder, params, tokens[None], _read_head, place.head, place.kv_head)
-    q, k = (rotary.pairs(found[place.layer][name][0]) for name in ("q", "k"))  # 2 x [T, H/2]
-    added = sum(a[:, None] * b[None] for a, b in zip(q, k, strict=True))
-    added[~np.tri(len(tokens), dtype=bool)] = np.nan
+    ids = check_tokens(decoder, tokens)
+    coordinates = query_and_key_coordinates(len(ids), pieces)
+    source = _source(decoder, layer, head)
+    layers = read_activations(decoder, params, ids[None], _read_head, source.head, source.kv_head)
+    (q1, q2), (k1, k2) = (rotary.pairs(layers[source.layer][name][0]) for name in ("q", "k"))
+    contribution = q1[:, None] * k1 + q2[:, None] * k2  # [T, T, H/2]
+    contribution[~np.tri(len(ids), dtype=bool)] = np.nan
     return xarray.DataArray(
-        added,
+        contribution,
         dims=("query", "key", "pair"),
         name="contribution",
-        coords=coordinates | place.coordinates | {"pair": range(added.shape[-1])},
-        attrs=datasets.about("what the pair adds to q.k") | place.attributes,
+        coords=coordinates | source.coordinates | {"pair": range(contribution.shape[-1])},
+        attrs=ADDED | source.attributes,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Source:
     """A head, its key-value head, and what a dataset says of it."""
 
     layer: int
     head: int
     kv_head: int
-    coordinates: dict
-    attributes: dict
+    coordinates: dict[str, tuple]
+    attributes: dict[str, Any]
 
 
-def _place(decoder: Decoder, layer: int, head: int) -> _Place:
+def _source(decoder: Decoder, layer: int, head: int) -> _Source:
     config = decoder.config
-    layer, head = index(layer, config.layers, "layer"), index(head, config.heads, "head")
+    layer = check_index(layer, config.layers, "layer")
+    head = check_index(head, config.heads, "head")
     spec = config.layer_specs[layer]
-    own = config.of_layer(spec)
-    turns = datasets.inverse_frequencies(spec.rotary, own.head_dim)
-    about = datasets.about("turn a token; 0: not rotated", "rad/token")
-    return _Place(
+    shapes = config.of_layer(spec)
+    frequencies = datasets.inverse_frequencies(spec.rotary, shapes.head_dim)
+    return _Source(
         layer,
         head,
-        head // (config.heads // own.kv_heads),
-        {"inverse_frequency": ("pair", turns, about)},
+        head // (config.heads // shapes.kv_heads),
+        {"inverse_frequency": ("pair", frequencies, datasets.FREQUENCY)},
         {"model": describe(config), "layer": layer, "head": head},
     )
 
 
-def _read(activations: Mapping[str, Array], query: Array, key: Array) -> dict[str, Array]:
+def _read_places(activations: Mapping[str, Any], query: Array, key: Array) -> dict[str, Array]:
     """The query [B, N, H] and the key [B, K, H], after rotation."""
     return {
         "q": jnp.take(activations["q_rotated"], query, axis=1),
@@ -149,7 +150,7 @@ def _read(activations: Mapping[str, Array], query: Array, key: Array) -> dict[st
     }
 
 
-def _read_head(activations: Mapping[str, Array], head: Array, kv_head: Array) -> dict[str, Array]:
+def _read_head(activations: Mapping[str, Any], head: Array, kv_head: Array) -> dict[str, Array]:
     """A head's queries and the keys that it reads [B, T, H], after rotation."""
     return {
         "q": jnp.take(activations["q_rotated"], head, axis=2),

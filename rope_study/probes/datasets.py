@@ -8,16 +8,20 @@ from rope_study.decoder import DecoderConfig
 
 BY_HEAD = ("layer", "head")
 BY_KV_HEAD = ("layer", "kv_head")
+QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def variable(dims: tuple[str, ...], layers: list, long_name: str, units: str = "1") -> tuple:
     """What xarray.Dataset takes for a variable with one array a layer, dims[1:]."""
-    return dims, stack_padded([np.asarray(layer) for layer in layers]), about(long_name, units)
+    return dims, stack_padded([np.asarray(layer) for layer in layers]), attributes(long_name, units)
 
 
-def about(long_name: str, units: str = "1") -> dict[str, str]:
-    """The attributes of a variable."""
+def attributes(long_name: str, units: str = "1") -> dict[str, str]:
+    """Of a variable."""
     return {"units": units, "long_name": long_name}
+
+
+FREQUENCY = attributes("turn a token; 0: not rotated", "rad/token")
 
 
 def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
@@ -29,7 +33,7 @@ def stack_padded(layers: list[np.ndarray]) -> np.ndarray:
     return stacked
 
 
-def numbered(dataset: xarray.Dataset) -> xarray.Dataset:
+def number_axes(dataset: xarray.Dataset) -> xarray.Dataset:
     """The dataset with 0, 1, 2, ... along every axis that has no coordinate yet."""
     sizes = dataset.sizes.items()
     return dataset.assign_coords(
@@ -39,18 +43,15 @@ def numbered(dataset: xarray.Dataset) -> xarray.Dataset:
 
 def frequency_coordinates(config: DecoderConfig, context: int) -> dict[str, tuple]:
     """inverse_frequency and cycles by layer and pair, fastest first."""
-    found = [
+    by_layer = [
         inverse_frequencies(spec.rotary, config.of_layer(spec).head_dim)
         for spec in config.layer_specs
     ]
-    by_pair, frequencies = ("layer", "pair"), stack_padded(found)
+    dims, frequencies = ("layer", "pair"), stack_padded(by_layer)
+    cycles = frequencies * context / (2 * np.pi)
     return {
-        "inverse_frequency": (
-            by_pair,
-            frequencies,
-            about("turn a token; 0: not rotated", "rad/token"),
-        ),
-        "cycles": (by_pair, frequencies * context / (2 * np.pi), about("turns over the context")),
+        "inverse_frequency": (dims, frequencies, FREQUENCY),
+        "cycles": (dims, cycles, attributes("turns over the context")),
     }
 
 

@@ -3,11 +3,12 @@
 Section 4 of Barbero et al. (ICLR 2025), Figs. 3, 4 and 13. By Cauchy-Schwarz the norms bound what
 a pair can add to a logit: |<q^(k), k^(k)>| <= ||q^(k)|| ||k^(k)||.
 
-Norms after rotation are not measured: a rotation keeps them, up to an attention factor (YaRN), so
-they would be the same numbers at twice the work. A test has it.
+Norms after rotation are not measured: a rotation keeps them, up to a scaling (YaRN), so they
+would be the same numbers at twice the work. A test has it.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def pair_norms(x: Array) -> Array:
     return jnp.sqrt(jnp.square(first) + jnp.square(second))
 
 
-def _measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+def _measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
     sums = {name: sum_tokens(pair_norms(activations[name]), weights) for name in ("q", "k", "v")}
     return sums | {"tokens": jnp.sum(weights)}
 
@@ -39,7 +40,7 @@ def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray
         long_name = f"{what}: mean 2-norm of the rotary pair before rotation"
         return datasets.variable((*dims, "pair"), layers, long_name)
 
-    return datasets.numbered(
+    return datasets.number_axes(
         xarray.Dataset(
             {
                 "q": means("q", datasets.BY_HEAD, "queries"),
@@ -71,21 +72,20 @@ def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
       band's fastest pair, NaN where there is no band; and the attribute `layers`.
     """
     frequencies = usage.inverse_frequency.values
-    rows = [row.tobytes() for row in frequencies]
-    found = []
-    for row in dict.fromkeys(rows):
-        layers = [i for i, other in enumerate(rows) if other == row]
+    keys = [row.tobytes() for row in frequencies]
+    bands = []
+    for key in dict.fromkeys(keys):
+        layers = [layer for layer, other in enumerate(keys) if other == key]
         norms = usage[name].isel(layer=layers).mean(["layer", "head" if name == "q" else "kv_head"])
         relative = norms.values / np.nanmean(norms.values)
         slow = np.cumprod(relative[::-1] > 1)[::-1].astype(bool)
-        turns = frequencies[layers[0]]
-        begins = turns[slow][0] if slow.any() else np.nan
-        about = datasets.about("turn a token; 0: not rotated", "rad/token")
-        found.append(
+        shared = frequencies[layers[0]]
+        begins = shared[slow][0] if slow.any() else np.nan
+        bands.append(
             xarray.Dataset(
                 {"relative_norm": ("pair", relative), "begins": begins},
-                coords={"inverse_frequency": ("pair", turns, about)},
+                coords={"inverse_frequency": ("pair", shared, datasets.FREQUENCY)},
                 attrs=usage.attrs | {"layers": usage.layer.values[layers].tolist()},
             )
         )
-    return found
+    return bands

@@ -21,6 +21,7 @@ factor of 2, ids with those equal modulo 4096.
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,13 @@ def head_patterns(
     if not 1 < window < minimum:
         raise UserError(
             f"head_patterns: window={window} must be at least 2 and below minimum={minimum}, or"
-            " the first token would be local as well"
+            " the first token would be local as well",
+            "window",
         )
-    found = [] if tokenizer is None else delimiter_ids(tokenizer)
-    ids = np.array(sorted({*found, *delimiters}), np.int32)
+    punctuation = [] if tokenizer is None else delimiter_ids(tokenizer)
+    ids = np.array(sorted({*punctuation, *delimiters}), np.int32)
 
-    def measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+    def measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
         return _measure(activations, weights, ids, window, minimum)
 
     def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
@@ -93,32 +95,35 @@ def _is_delimiter(piece: str) -> bool:
 
 
 def _measure(
-    activations: Mapping[str, Array], weights: Array, ids: np.ndarray, window: int, minimum: int
+    activations: Mapping[str, Any], weights: Array, ids: np.ndarray, window: int, minimum: int
 ) -> dict[str, Array]:
-    tokens, reads = activations["tokens"], activations["key_counts"]
+    tokens, key_counts = activations["tokens"], activations["key_counts"]
     B, T = tokens.shape
     places = jnp.arange(T)
-    most = jnp.minimum(minimum, jnp.max(reads))  # as many as a window or a chunk allows
-    counts = weights * ((places >= minimum - 1) & (reads >= most))
+    most = jnp.minimum(minimum, jnp.max(key_counts))  # as many as a window or a chunk allows
+    counts = weights * ((places >= minimum - 1) & (key_counts >= most))
     others = weights.at[:, 0].set(0)  # keys other than the first token
     delimiters = others * jnp.isin(tokens, ids)
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:
-        a = attention * weights[:, None, None, :]  # [B, N, t, S]
+        a = attention * weights[:, None, None, :]  # [B, N, t, S], none on padding
         counted = counts[:, queries]
-        behind = queries[:, None] - places
-        readable = (behind >= 0) & (behind < reads[queries, None])  # [t, S]
+        distance = queries[:, None] - places
+        readable = (distance >= 0) & (distance < key_counts[queries, None])  # [t, S]
         pairs = counted[:, :, None] * others[:, None, :] * readable  # [B, t, S]
-        mean = lambda x: jnp.einsum("bnt,bt->n", x, counted)  # noqa: E731
-        share = jnp.einsum("bs,ts->bt", delimiters, readable) / reads[queries]
+
+        def over_queries(x: Array) -> Array:
+            return jnp.einsum("bnt,bt->n", x, counted)
+
+        share = jnp.einsum("bs,ts->bt", delimiters, readable) / key_counts[queries]
         y = _beyond_even(a, pairs)
         return {
             "queries": jnp.sum(counted),
             "offset": _by_offset(jnp.einsum("bnts,bt->nts", a, counted), queries)[:, :window],
-            "first": mean(a[..., 0]),
-            "delimiter": mean(jnp.einsum("bnts,bs->bnt", a, delimiters)),
+            "first": over_queries(a[..., 0]),
+            "delimiter": over_queries(jnp.einsum("bnts,bs->bnt", a, delimiters)),
             "delimiter_keys": jnp.sum(counted * share),
-            "entropy": mean(-jnp.sum(jax.scipy.special.xlogy(a, a), axis=-1)),
+            "entropy": over_queries(-jnp.sum(jax.scipy.special.xlogy(a, a), axis=-1)),
             "selective": jnp.sum(jnp.abs(y), axis=(0, 2, 3)) / 2,
             "square": jnp.sum(jnp.square(y), axis=(0, 2, 3)),
             "y_offset": _by_offset(jnp.sum(y, axis=0), queries),
@@ -146,8 +151,8 @@ def _beyond_even(a: Array, pairs: Array) -> Array:
 def _by_offset(x: Array, queries: Array) -> Array:
     """Sums of x[..., t, S] over queries at each offset: [..., S], how far a key lies back."""
     key = queries[:, None] - jnp.arange(x.shape[-1])
-    at = jnp.broadcast_to(jnp.maximum(key, 0), x.shape)
-    return jnp.sum(jnp.where(key >= 0, jnp.take_along_axis(x, at, axis=-1), 0), axis=-2)
+    places = jnp.broadcast_to(jnp.maximum(key, 0), x.shape)
+    return jnp.sum(jnp.where(key >= 0, jnp.take_along_axis(x, places, axis=-1), 0), axis=-2)
 
 
 def _into_bins(x: Array, bins: np.ndarray) -> Array:
@@ -169,7 +174,8 @@ def _finalize(totals: list[dict], minimum: int) -> xarray.Dataset:
     if not all(layer["queries"] > 0 for layer in totals):
         raise UserError(
             f"head_patterns: no text has {minimum} tokens, so no query counts; give longer texts,"
-            f" or fewer keys as minimum={minimum}"
+            f" or fewer keys as minimum={minimum}",
+            "minimum",
         )
 
     def mean(name: str, long_name: str, units: str = "1", dims: tuple = datasets.BY_HEAD) -> tuple:
@@ -184,7 +190,7 @@ def _finalize(totals: list[dict], minimum: int) -> xarray.Dataset:
         return datasets.variable(datasets.BY_HEAD, layers, long_name)
 
     mass = "mean attention on"
-    return datasets.numbered(
+    return datasets.number_axes(
         xarray.Dataset(
             {
                 "offset_mass": mean(
@@ -234,7 +240,7 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
       (of a mixed head, the largest).
     """
     if not 0 <= threshold <= 1:
-        raise UserError(f"name_heads: threshold={threshold} must lie in [0, 1]")
+        raise UserError(f"name_heads: threshold={threshold} must lie in [0, 1]", "threshold")
     offsets = patterns.offset_mass
     scores = xarray.concat(
         [
@@ -250,18 +256,18 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
     )
     scores = scores.transpose("layer", "head", "kind").clip(0, 1)
     narrow, broad = scores.isel(kind=slice(0, 3)), scores.isel(kind=slice(3, None))
-    chosen = xarray.where(
-        narrow.max("kind") > threshold, narrow.idxmax("kind"), broad.idxmax("kind")
-    )
-    score = scores.sel(kind=chosen).drop_vars("kind")
+    best = xarray.where(narrow.max("kind") > threshold, narrow.idxmax("kind"), broad.idxmax("kind"))
+    score = scores.sel(kind=best).drop_vars("kind")
     named = score > threshold
     return xarray.Dataset(
         {
-            "name": chosen.where(named, "mixed").assign_attrs(datasets.about("what the head does")),
-            "score": score.where(named, scores.max("kind")).assign_attrs(
-                datasets.about("how sure its name is")
+            "name": best.where(named, "mixed").assign_attrs(
+                datasets.attributes("what the head does")
             ),
-            "scores": scores.assign_attrs(datasets.about("how much of each kind the head is")),
+            "score": score.where(named, scores.max("kind")).assign_attrs(
+                datasets.attributes("how sure its name is")
+            ),
+            "scores": scores.assign_attrs(datasets.attributes("how much of each kind the head is")),
         },
         attrs=patterns.attrs | {"threshold": threshold},
     )

@@ -6,6 +6,7 @@ the head; the replication (drope-activations) takes that of all heads of the lay
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,10 @@ from rope_study import rotary
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
+from rope_study.probes.datasets import QUANTITIES
 from rope_study.probes.run import sum_tokens
 
 Array = jax.Array
-
-QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def massive_values(factor: float = 5.0) -> Probe:
@@ -31,7 +31,7 @@ def massive_values(factor: float = 5.0) -> Probe:
         its head's mean, so small heads have none whatever they do.
     """
     if not factor > 0:
-        raise UserError(f"massive_values: factor={factor} must be positive")
+        raise UserError(f"massive_values: factor={factor} must be positive", "factor")
 
     def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
         return _finalize(totals, context, config, factor)
@@ -39,31 +39,33 @@ def massive_values(factor: float = 5.0) -> Probe:
     return Probe("massive_values", tuple(QUANTITIES), _measure, finalize)
 
 
-def _measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
-    square = lambda x: jnp.square(x.astype(jnp.float32))  # noqa: E731
-    return {name: sum_tokens(square(activations[name]), weights) for name in QUANTITIES}
+def _measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
+    return {
+        name: sum_tokens(jnp.square(activations[name].astype(jnp.float32)), weights)
+        for name in QUANTITIES
+    }
 
 
 def _finalize(
     totals: list[dict], context: int, config: DecoderConfig, factor: float
 ) -> xarray.Dataset:
-    found = {}
+    variables = {}
     for name, what in QUANTITIES.items():
         dims = datasets.BY_HEAD if name == "q" else datasets.BY_KV_HEAD
         squares = [layer[name] for layer in totals]
         of_pairs = [np.add(*rotary.pairs(square)) for square in squares]
-        found[name] = datasets.variable(
+        variables[name] = datasets.variable(
             (*dims, "dimension"), _roots(squares), f"{what}: 2-norm of a dimension over all tokens"
         )
-        found[f"{name}_pair"] = datasets.variable(
+        variables[f"{name}_pair"] = datasets.variable(
             (*dims, "pair"), _roots(of_pairs), f"{what}: 2-norm of a pair over all tokens"
         )
     dataset = xarray.Dataset(
-        found, coords=datasets.frequency_coordinates(config, context) | _pairs(config)
+        variables, coords=datasets.frequency_coordinates(config, context) | _pairs(config)
     )
     for name in QUANTITIES:
         dataset = dataset.assign(_massive(dataset[name], factor))
-    return datasets.numbered(dataset).assign_attrs(factor=factor)
+    return datasets.number_axes(dataset).assign_attrs(factor=factor)
 
 
 def _massive(norms: xarray.DataArray, factor: float) -> dict[str, xarray.DataArray]:
@@ -74,10 +76,10 @@ def _massive(norms: xarray.DataArray, factor: float) -> dict[str, xarray.DataArr
     against = f"above {factor:g} times the mean over"
     return {
         f"{norms.name}_massive_by_head": of_head.assign_attrs(
-            datasets.about(f"{against} its head")
+            datasets.attributes(f"{against} its head")
         ),
         f"{norms.name}_massive_by_layer": of_layer.assign_attrs(
-            datasets.about(f"{against} all heads of the layer")
+            datasets.attributes(f"{against} all heads of the layer")
         ),
     }
 
@@ -90,7 +92,7 @@ def _pairs(config: DecoderConfig) -> dict[str, tuple]:
     """The rotary pair of every dimension, by layer, as head_dim may differ."""
     layers = []
     for spec in config.layer_specs:
-        pairs = np.arange(config.of_layer(spec).head_dim // 2)
+        pairs = jnp.arange(config.of_layer(spec).head_dim // 2)
         layers.append(np.asarray(rotary.unpairs(pairs, pairs)))
     long_name = "rotary pair that the dimension belongs to"
     return {"pair_of_dimension": datasets.variable(("layer", "dimension"), layers, long_name)}

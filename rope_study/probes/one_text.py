@@ -7,15 +7,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_study.decoder import Decoder, Probe, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
 from rope_study.decoder.hooks import HOOK_POINTS
 from rope_study.errors import UserError
 from rope_study.probes.run import in_f32
+from rope_study.sharding import Layout
 
 Array = jax.Array
 
 
-def capture(
+def read_activations(
     decoder: Decoder, params: dict, tokens: np.ndarray, read: Callable, *arguments: Any
 ) -> list[Any]:
     """What `read` takes from the activations of every layer, in f32.
@@ -29,68 +30,79 @@ def capture(
     Returns:
       One tree of NumPy arrays a layer. All layers are held: let `read` take little of long texts.
     """
-    probed = in_f32(decoder)
-    rows = fill_rows(len(tokens), probed.layout.shards("batch"))
-    found = _capture(probed, read, params, probed.layout.place(tokens[rows]), arguments)
-    return jax.tree.map(lambda a: np.asarray(a)[: len(tokens)], found)
+    probed, layout = in_f32(decoder)
+    rows = layout.fill(len(tokens))
+    placed = layout.place(tokens[rows])
+    layers = _read_activations(probed.config, layout, read, params, placed, arguments)
+    return jax.tree.map(lambda a: np.asarray(a)[: len(tokens)], layers)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _capture(
-    decoder: Decoder, read: Callable, params: dict, tokens: Array, arguments: tuple
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _read_activations(
+    config: DecoderConfig,
+    layout: Layout,
+    read: Callable,
+    params: dict,
+    tokens: Array,
+    arguments: tuple,
 ) -> list[Any]:
-    def measure(activations: Mapping[str, Array], weights: Array) -> Any:
+    def measure(activations: Mapping[str, Any], weights: Array) -> Any:
         return read(activations, *arguments)
 
-    probe = Probe("capture", tuple(HOOK_POINTS), measure, lambda *_: None)
-    _, aux = decoder.apply({"params": params}, tokens, probes=[probe], method="features")
-    whole = lambda a: decoder.layout.constrain(a, *[None] * a.ndim)  # noqa: E731
-    return jax.tree.map(whole, aux["capture"])
+    def on_every_device(a: Array) -> Array:
+        return layout.constrain(a, *[None] * a.ndim)
 
-
-def fill_rows(count: int, shards: int) -> np.ndarray:
-    """Which of `count` rows to run so that they divide over the devices: repeats at the end."""
-    return np.arange(-(-count // shards) * shards) % count
+    probe = Probe("read", tuple(HOOK_POINTS), measure)
+    features = functools.partial(Decoder(config, layout).apply, method="features")
+    _, values = features({"params": params}, tokens, probes=[probe])
+    return jax.tree.map(on_every_device, values["read"])
 
 
 # --- what users pass --------------------------------------------------------------------------
 
 
-def one_text(decoder: Decoder, tokens: Sequence[int], least: int = 1) -> np.ndarray:
+def check_tokens(
+    decoder: Decoder, tokens: Sequence[int] | np.ndarray, least: int = 1
+) -> np.ndarray:
     """int32[T] of one text, refusing other shapes, unknown ids and too few tokens."""
-    found = np.asarray(tokens)
-    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise UserError(
-            f"tokens of shape {found.shape} and type {found.dtype} are not one text: pass its ids,"
-            " int[T], such as a row of encode_batch"
+            f"tokens of shape {ids.shape} and type {ids.dtype} are not one text: pass its ids,"
+            " int[T], such as a row of encode_batch",
+            "tokens",
         )
-    if len(found) < least:
-        raise UserError(f"the text has {len(found)} token(s), and {least} are needed")
+    if len(ids) < least:
+        raise UserError(f"the text has {len(ids)} token(s), and {least} are needed", "tokens")
     vocab = decoder.config.vocab_size
-    if found.min() < 0 or found.max() >= vocab:
-        raise UserError(f"the text has ids from {found.min()} to {found.max()}, not 0..{vocab - 1}")
-    check_bos(decoder.config, found[None])
-    return found.astype(np.int32)
+    if ids.min() < 0 or ids.max() >= vocab:
+        raise UserError(
+            f"the text has ids from {ids.min()} to {ids.max()}, not 0..{vocab - 1}", "tokens"
+        )
+    check_bos(decoder.config, ids[None])
+    return ids.astype(np.int32)
 
 
-def index(value: int, count: int, name: str) -> int:
+def check_index(value: int, count: int, name: str) -> int:
     """value, refused where it is not one of 0..count-1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
-        raise UserError(f"{name}={value!r} must be one of 0..{count - 1}")
+        raise UserError(f"{name}={value!r} must be one of 0..{count - 1}", name)
     return int(value)
 
 
-def query_and_key(length: int, pieces: Sequence[str] | None) -> dict[str, tuple]:
-    """The coordinates of [query, key] over one text: places, and `query_token`, `key_token`."""
-    names = labels(pieces, length)
-    places = {axis: (axis, range(length), {"units": "token"}) for axis in ("query", "key")}
-    return places | (
-        {} if names is None else {f"{axis}_token": (axis, names) for axis in ("query", "key")}
-    )
+def query_and_key_coordinates(length: int, pieces: Sequence[str] | None) -> dict[str, tuple]:
+    """Of [query, key] over one text: places, and `query_token`, `key_token`."""
+    labels = token_labels(pieces, length)
+    coordinates: dict[str, tuple] = {
+        axis: (axis, range(length), {"units": "token"}) for axis in ("query", "key")
+    }
+    if labels is not None:
+        coordinates |= {f"{axis}_token": (axis, labels) for axis in ("query", "key")}
+    return coordinates
 
 
-def labels(pieces: Sequence[str] | None, length: int) -> np.ndarray | None:
+def token_labels(pieces: Sequence[str] | None, length: int) -> np.ndarray | None:
     """object[length], the label of every token, such as Tokenizer.pieces gives; None for none."""
     if pieces is not None and len(pieces) != length:
-        raise UserError(f"{len(pieces)} pieces do not label {length} tokens")
+        raise UserError(f"{len(pieces)} pieces do not label {length} tokens", "pieces")
     return None if pieces is None else np.array(list(pieces), object)

@@ -12,6 +12,7 @@ where the mean angle says nothing. The first token is left out: as a sink its ke
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def rotary_outliers(factor: float = 2.0) -> Probe:
         cannot be above as many times as there are pairs.
     """
     if not factor > 0:
-        raise UserError(f"rotary_outliers: factor={factor} must be positive")
+        raise UserError(f"rotary_outliers: factor={factor} must be positive", "factor")
 
     def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
         return _finalize(totals, context, config, factor)
@@ -46,7 +47,7 @@ def rotary_outliers(factor: float = 2.0) -> Probe:
     return Probe("rotary_outliers", ("q", "k"), _measure, finalize)
 
 
-def _measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+def _measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
     weights = weights.at[:, 0].set(0)
     q, k = activations["q"], activations["k"]
     cos, sin = pair_angles(q, jnp.repeat(k, q.shape[2] // k.shape[2], axis=2))
@@ -96,35 +97,38 @@ def _finalize(
         dataset = dataset.assign(_outliers(dataset[name], dataset.cycles, factor))
     within = (dataset.cycles < 1).where(dataset.cycles.notnull())
     dataset["pairs_within"] = within.mean().assign_attrs(
-        datasets.about("share of all pairs that stay within one turn")
+        datasets.attributes("share of all pairs that stay within one turn")
     )
-    return datasets.numbered(dataset).assign_attrs(factor=factor)
+    return datasets.number_axes(dataset).assign_attrs(factor=factor)
 
 
 def _outliers(
     norms: xarray.DataArray, cycles: xarray.DataArray, factor: float
 ) -> dict[str, xarray.DataArray]:
     """Which of norms[layer, head, pair] are outliers, and the share of them with c < 1."""
-    found = norms > factor * norms.mean("pair")
-    within = (cycles < 1).where(found & cycles.notnull()).mean()
+    outlier = norms > factor * norms.mean("pair")
+    within = (cycles < 1).where(outlier & cycles.notnull()).mean()
     return {
-        f"{norms.name}_outlier": found.assign_attrs(
-            datasets.about(f"above {factor:g} times the mean over the pairs of its head")
+        f"{norms.name}_outlier": outlier.assign_attrs(
+            datasets.attributes(f"above {factor:g} times the mean over the pairs of its head")
         ),
         f"{norms.name}_outliers_within": within.assign_attrs(
-            datasets.about("share of outliers that stay within one turn; NaN: there is none")
+            datasets.attributes("share of outliers that stay within one turn; NaN: there is none")
         ),
     }
 
 
 def sign_over(phi: xarray.DataArray, turn: xarray.DataArray) -> xarray.DataArray:
     """The sign of cos(phi + x) over all x from 0 to turn (radians): 1 or -1; 0: it changes."""
-    past = lambda edge: (phi + edge) % (2 * np.pi)  # noqa: E731
+
+    def past(edge: float) -> xarray.DataArray:
+        return (phi + edge) % (2 * np.pi)
+
     room = np.pi - turn
     positive = past(np.pi / 2) <= room  # phi from -pi/2 to pi/2 - turn
     negative = past(-np.pi / 2) <= room  # phi from pi/2 to 3 pi/2 - turn
     sign = positive.astype(float) - negative.astype(float)
     known = turn.notnull() & phi.notnull()
     return sign.where(known).assign_attrs(
-        datasets.about("sign of what the pair adds over all distances; 0: it changes")
+        datasets.attributes("sign of what the pair adds over all distances; 0: it changes")
     )

@@ -1,6 +1,5 @@
 """Running probes over batches of text."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study import sharding
 from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, variants
 from rope_study.errors import UserError
-from rope_study.sharding import compiler
+from rope_study.sharding import Layout, compiler, one_device
 
 Array = jax.Array
 
@@ -46,49 +44,55 @@ def run(
       UserError: what is no probe, no batches, rows that do not divide over the devices, or texts
         without BOS for a model that needs it.
     """
-    _check(probes)
-    probed, measure = compiled(decoder, params, probes, edit)
-    layout = probed.layout
+    finalizers = _check(probes)
+    layout, measure = compiled(decoder, params, probes, edit)
+    config = decoder.config.reference_f32()
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
-        check_bos(probed.config, tokens)
-        part = measure(params, layout.place(tokens), layout.place(weights))
+        check_bos(config, tokens)
+        sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
-        part = jax.tree.map(lambda a: np.asarray(a, np.float64), part)
-        totals = part if totals is None else jax.tree.map(np.add, totals, part)
+        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
         count += int(weights.sum())
         context = max(context, tokens.shape[1])
     if totals is None:
         raise UserError("nothing to probe: no batches were given")
-    about = {"model": describe(probed.config), "text": text, "tokens": count, "context": context}
+    source = {"model": describe(config), "text": text, "tokens": count, "context": context}
     return {
-        probe.name: probe.finalize(totals[probe.name], context, probed.config).assign_attrs(about)
-        for probe in probes
+        probe.name: finalize(totals[probe.name], context, config).assign_attrs(source)
+        for probe, finalize in zip(probes, finalizers, strict=True)
     }
 
 
 def compiled(
     decoder: Decoder, params: Any, probes: Sequence[Probe], edit: Edit | None = None
-) -> tuple[Decoder, Callable]:
-    """The decoder in f32, and (params, tokens, weights) -> {probe.name: sums by layer}, jitted.
+) -> tuple[Layout, Callable[[dict, Array, Array], dict]]:
+    """The layout, and (params, tokens, weights) -> {probe.name: sums by layer}, in f32 and jitted.
 
     Of `params` only the types are read.
     """
-    probed = in_f32(decoder)
-    options = compiler.reading_options(params, probed.layout)
-    return probed, _jitted(probed, tuple(probes), edit, tuple(options.items()))
+    probed, layout = in_f32(decoder)
+    options = compiler.reading_options(params, layout)
+    return layout, _jitted(probed.config, layout, tuple(probes), edit, tuple(options.items()))
 
 
 @functools.lru_cache(maxsize=8)
-def _jitted(decoder: Decoder, probes: tuple, edit: Edit | None, options: tuple) -> Callable:
+def _jitted(
+    config: DecoderConfig,
+    layout: Layout,
+    probes: tuple[Probe, ...],
+    edit: Edit | None,
+    options: tuple[tuple[str, Any], ...],
+) -> Callable[[dict, Array, Array], dict]:
     """Kept, so that the same probes on other texts do not compile again."""
+    features = functools.partial(Decoder(config, layout).apply, method="features")
 
-    def measure(params: dict, tokens: Array, weights: Array) -> dict:
-        return decoder.apply(
-            {"params": params}, tokens, probes=probes, weights=weights, edit=edit, method="features"
-        )[1]
+    def measure(params: dict, tokens: Array, weights: Array) -> Any:
+        _, sums = features({"params": params}, tokens, probes=probes, weights=weights, edit=edit)
+        return sums
 
-    return jax.jit(measure, out_shardings=decoder.layout.sharding(), compiler_options=dict(options))
+    return jax.jit(measure, out_shardings=layout.sharding(), compiler_options=dict(options))
 
 
 def describe(config: DecoderConfig) -> str:
@@ -108,7 +112,8 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
         raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
 
 
-def _check(probes: Sequence[Probe]) -> None:
+def _check(probes: Sequence[Probe]) -> list[Callable]:
+    """What makes each probe's dataset of its sums; UserError where it is none or has none."""
     for probe in probes:
         if not isinstance(probe, Probe):
             name = getattr(probe, "__name__", probe)
@@ -116,12 +121,17 @@ def _check(probes: Sequence[Probe]) -> None:
     names = [probe.name for probe in probes]
     if len(set(names)) < len(names):
         raise UserError(f"two of the probes have one name: {', '.join(names)}; run them apart")
+    finalizers = [probe.finalize for probe in probes if probe.finalize is not None]
+    if len(finalizers) < len(probes):
+        bare = ", ".join(probe.name for probe in probes if probe.finalize is None)
+        raise UserError(f"{bare}: without finalize a probe has no dataset; run it by Decoder.apply")
+    return finalizers
 
 
-def in_f32(decoder: Decoder) -> Decoder:
-    """The same decoder as probes run it: f32 and the reference backend, with a layout."""
-    config = dataclasses.replace(decoder.config, compute_dtype="float32", attention="reference")
-    return Decoder(config, decoder.layout or sharding.one_device())
+def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
+    """The decoder as probes run it, f32 on the reference backend, and the layout it has then."""
+    layout = decoder.layout or one_device()
+    return Decoder(decoder.config.reference_f32(), layout), layout
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:

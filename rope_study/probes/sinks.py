@@ -7,6 +7,7 @@ nothing but the first token to read: compare models on texts of one length.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import xarray
 from rope_study.decoder import Decoder, DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.one_text import capture, index, one_text
+from rope_study.probes.one_text import check_index, check_tokens, read_activations
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ def sinks(place: int = 0, thresholds: Sequence[float] = (0.3, 0.8), bins: int = 
         )
     limits = np.array(thresholds, np.float32)
 
-    def measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+    def measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
         return _measure(activations, weights, place, limits, bins)
 
     def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
@@ -46,7 +47,7 @@ def sinks(place: int = 0, thresholds: Sequence[float] = (0.3, 0.8), bins: int = 
 
 
 def _measure(
-    activations: Mapping[str, Array], weights: Array, place: int, limits: np.ndarray, bins: int
+    activations: Mapping[str, Any], weights: Array, place: int, limits: np.ndarray, bins: int
 ) -> dict[str, Array]:
     T = weights.shape[1]
     counts = weights * (jnp.arange(T) >= place)
@@ -56,15 +57,15 @@ def _measure(
     def reduce(attention: Array, queries: Array) -> Array:
         return jnp.einsum("bnt,bt->bn", attention[..., place], counts[:, queries])
 
-    read = jnp.sum(counts, axis=1)
-    alpha = activations["attention"](reduce) / jnp.maximum(read, 1)[:, None]  # [B, N]
-    texts = (read * weights[:, place] > 1).astype(jnp.float32)
-    among = jnp.clip((alpha * bins).astype(int), 0, bins - 1)
+    queries = jnp.sum(counts, axis=1)  # [B], those that read the token
+    alpha = activations["attention"](reduce) / jnp.maximum(queries, 1)[:, None]  # [B, N]
+    texts = (queries * weights[:, place] > 1).astype(jnp.float32)
+    bin_of_alpha = jnp.clip((alpha * bins).astype(int), 0, bins - 1)
     return {
         "texts": jnp.sum(texts),
         "alpha": jnp.einsum("bn,b->n", alpha, texts),
         "above": jnp.einsum("bne,b->ne", alpha[..., None] > limits, texts),
-        "histogram": jnp.einsum("bnx,b->nx", jax.nn.one_hot(among, bins), texts),
+        "histogram": jnp.einsum("bnx,b->nx", jax.nn.one_hot(bin_of_alpha, bins), texts),
     }
 
 
@@ -73,7 +74,9 @@ def _finalize(
 ) -> xarray.Dataset:
     texts = int(totals[0]["texts"])
     if not texts:
-        raise UserError(f"sinks: no text goes on after place={place}, so there is no alpha")
+        raise UserError(
+            f"sinks: no text goes on after place={place}, so there is no alpha", "place"
+        )
 
     def mean(name: str, long_name: str, *dims: str) -> tuple:
         layers = [layer[name] / texts for layer in totals]
@@ -86,20 +89,26 @@ def _finalize(
             "histogram": mean("histogram", "share of texts with alpha in the bin", "bin"),
         },
         coords={
-            "threshold": ("threshold", np.array(thresholds, np.float64), datasets.about("eps")),
+            "threshold": (
+                "threshold",
+                np.array(thresholds, np.float64),
+                datasets.attributes("eps"),
+            ),
             "bin": (
                 "bin",
                 (np.arange(bins) + 0.5) / bins,
-                datasets.about("alpha, middle of the bin"),
+                datasets.attributes("alpha, middle of the bin"),
             ),
         },
         attrs={"place": place, "texts": texts},
     )
     rate = dataset.above.mean(datasets.BY_HEAD)
     dataset["sink_rate"] = rate.assign_attrs(
-        datasets.about("Sink^eps: share of texts, layers and heads with alpha above the threshold")
+        datasets.attributes(
+            "Sink^eps: share of texts, layers and heads with alpha above the threshold"
+        )
     )
-    return datasets.numbered(dataset)
+    return datasets.number_axes(dataset)
 
 
 # --- how far a changed token reaches ----------------------------------------------------------
@@ -125,16 +134,16 @@ def perturbation_spread(
       each layer, and `relative`, over the norm of the text's own. `bos` is "with" and "without";
       positions are those with BOS, and that of BOS is NaN without.
     """
-    tokens = one_text(decoder, tokens, least=2)
-    place = index(place, len(tokens), "place")
+    ids = check_tokens(decoder, tokens, least=2)
+    place = check_index(place, len(ids), "place")
     if place == 0:
-        raise UserError("place=0 is BOS, which is kept or left out; replace a later token")
-    replacement = index(replacement, decoder.config.vocab_size, "replacement")
-    if tokens[place] == replacement:
-        raise UserError(f"the token at place={place} is {replacement} already")
-    changed = tokens.copy()
+        raise UserError("place=0 is BOS, which is kept or left out; replace a later token", "place")
+    replacement = check_index(replacement, decoder.config.vocab_size, "replacement")
+    if ids[place] == replacement:
+        raise UserError(f"the token at place={place} is {replacement} already", "replacement")
+    changed = ids.copy()
     changed[place] = replacement
-    both = np.stack([tokens, changed])
+    both = np.stack([ids, changed])
     with_bos = _difference(decoder, params, both)
     without = _difference(decoder, params, both[:, 1:])
     without = np.pad(without, [(0, 0), (0, 0), (1, 0)], constant_values=np.nan)
@@ -142,21 +151,29 @@ def perturbation_spread(
     dims = ("bos", "layer", "position")
     dataset = xarray.Dataset(
         {
-            "change": (dims, change, datasets.about("2-norm of the change of the residual stream")),
-            "relative": (dims, relative, datasets.about("the same over the 2-norm of the stream")),
+            "change": (
+                dims,
+                change,
+                datasets.attributes("2-norm of the change of the residual stream"),
+            ),
+            "relative": (
+                dims,
+                relative,
+                datasets.attributes("the same over the 2-norm of the stream"),
+            ),
         },
         coords={"bos": np.array(["with", "without"], object)},
-        attrs={"place": place, "token": int(tokens[place]), "replacement": replacement},
+        attrs={"place": place, "token": int(ids[place]), "replacement": replacement},
     )
-    return datasets.numbered(dataset)
+    return datasets.number_axes(dataset)
 
 
 def _difference(decoder: Decoder, params: dict, both: np.ndarray) -> np.ndarray:
     """float64[2, L, T]: 2-norms of the difference of two texts int[2, T], and over the first's."""
-    streams = np.stack(capture(decoder, params, both, _residual)).astype(np.float64)
+    streams = np.stack(read_activations(decoder, params, both, _residual)).astype(np.float64)
     change = np.linalg.norm(streams[:, 1] - streams[:, 0], axis=-1)
     return np.stack([change, change / np.linalg.norm(streams[:, 0], axis=-1)])
 
 
-def _residual(activations: Mapping[str, Array]) -> Array:
+def _residual(activations: Mapping[str, Any]) -> Array:
     return activations["residual"]

@@ -11,6 +11,7 @@ earlier ones do not. Shares are taken row by row and then averaged.
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,11 @@ def spectral(length: int = 64, window: str = "hann") -> Probe:
         it does not see attention to the query's own token.
     """
     if length < 4:
-        raise UserError(f"spectral: length={length} must be at least 4")
+        raise UserError(f"spectral: length={length} must be at least 4", "length")
     if window not in WINDOWS:
-        raise UserError(f"spectral: window={window!r} is not one of {', '.join(WINDOWS)}")
+        raise UserError(f"spectral: window={window!r} is not one of {', '.join(WINDOWS)}", "window")
 
-    def measure(activations: Mapping[str, Array], weights: Array) -> dict[str, Array]:
+    def measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
         return _measure(activations, weights, WINDOWS[window](length).astype(np.float32))
 
     def finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray.Dataset:
@@ -49,17 +50,15 @@ def spectral(length: int = 64, window: str = "hann") -> Probe:
     return Probe("spectral", ("attention",), measure, finalize)
 
 
-def _measure(
-    activations: Mapping[str, Array], weights: Array, taper: np.ndarray
-) -> dict[str, Array]:
+def _measure(activations: Mapping[str, Any], weights: Array, taper: np.ndarray) -> dict[str, Array]:
     length = len(taper)
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:
         keys = queries[:, None] - length + 1 + jnp.arange(length)  # [t, length]
         counted = weights[:, queries] * (keys[:, 0] >= 0)
-        a = attention * weights[:, None, None, :]
-        at = jnp.broadcast_to(jnp.maximum(keys, 0), (*a.shape[:2], *keys.shape))
-        rows = jnp.take_along_axis(a, at, axis=-1)
+        attention = attention * weights[:, None, None, :]
+        places = jnp.broadcast_to(jnp.maximum(keys, 0), (*attention.shape[:2], *keys.shape))
+        rows = jnp.take_along_axis(attention, places, axis=-1)
         shares, selectivity, total = spectrum(rows * taper)
         counted = counted[:, None] * (total > 0)  # [B, N, t]; no power, no shares
         return {
@@ -83,18 +82,22 @@ def spectrum(rows: Array) -> tuple[Array, Array, Array]:
     project = functools.partial(jnp.matmul, rows, precision=jax.lax.Precision.HIGHEST)
     cos, sin = (project(wave(angles).astype(np.float32)) for wave in (np.cos, np.sin))
     power = jnp.square(cos) + jnp.square(sin)
-    at = np.arange(n + 1) / n  # of Nyquist, which is in the last band
-    among = [(at >= low) & ((at < high) | (high == 1)) for low, high in BANDS.values()]
-    bands = jnp.stack([jnp.sum(power[..., band], axis=-1) for band in among], axis=-1)
+    frequencies = np.arange(n + 1) / n  # of Nyquist, which is in the last band
+    bands = [
+        jnp.sum(power[..., (frequencies >= low) & ((frequencies < high) | (high == 1))], axis=-1)
+        for low, high in BANDS.values()
+    ]
     total, largest = jnp.sum(power, axis=-1), jnp.max(power, axis=-1)
     safe = jnp.where(total > 0, total, 1)
     rest = jnp.where(total > largest, total - largest, safe)
-    return bands / safe[..., None], largest / rest, total
+    return jnp.stack(bands, axis=-1) / safe[..., None], largest / rest, total
 
 
 def _finalize(totals: list[dict], length: int) -> xarray.Dataset:
     if not any(layer["rows"].any() for layer in totals):
-        raise UserError(f"spectral: no text has length={length} tokens; give longer texts or less")
+        raise UserError(
+            f"spectral: no text has length={length} tokens; give longer texts or less", "length"
+        )
 
     def mean(name: str, dims: tuple[str, ...], long_name: str) -> tuple:
         layers = []
@@ -103,7 +106,7 @@ def _finalize(totals: list[dict], length: int) -> xarray.Dataset:
             layers.append((layer[name].T / rows).T)
         return datasets.variable(dims, layers, long_name)
 
-    return datasets.numbered(
+    return datasets.number_axes(
         xarray.Dataset(
             {
                 "share": mean(

@@ -102,7 +102,7 @@ def _batches(
     layout = decoder.layout or one_device()
     batch = len(layout.fill(min(batch, len(texts))))
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
-    rows = np.arange(-(-len(texts) // batch) * batch) % len(texts)  # whole batches
+    rows = np.resize(np.arange(len(texts)), -(-len(texts) // batch) * batch)
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
     starts = range(0, len(rows), batch)
     for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):

@@ -27,7 +27,7 @@ def pair_count(head_dim: int) -> int:
     return head_dim // 2
 
 
-def pairs(x: Array) -> tuple[Array, Array]:
+def pairs(x: Numbers) -> tuple[Numbers, Numbers]:
     """Both members of every pair, [..., H] -> 2 x [..., H/2]: dimension i goes with i + H/2.
 
     The only place that knows the layout: probes and converters go through it.

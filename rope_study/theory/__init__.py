@@ -1,8 +1,9 @@
 """The paper's statements as functions: each returns the numbers to plot or to assert.
 
-Barbero et al., "Round and Round We Go!" (ICLR 2025). float64 NumPy, except Prop. 5.2, which runs
-the decoder in f32. See docs/theory.md for what the paper proves, what is proved in the docstrings
-here, and what is only measured.
+Takes vectors, and encodings or their frequencies; gives NumPy numbers. A new statement is a
+function named after its number in Barbero et al., "Round and Round We Go!" (ICLR 2025). float64
+NumPy, except Prop. 5.2, which runs the decoder in f32. See docs/theory.md for what the paper
+proves, what is proved in the docstrings here, and what is only measured.
 
 Convention: R^i turns a query at i and R^j a key at j, as rope_study.rotary does, so that
 (R^i q)^T (R^j k) = q^T R^-(i-j) k. A distance is i - j >= 0: how far the key lies back.

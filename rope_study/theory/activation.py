@@ -16,31 +16,41 @@ Frequencies = Encoding | ArrayLike
 def frequencies_of(encoding: Frequencies, head_dim: int) -> np.ndarray:
     """float64[d/2], radians per token, of an encoding or as given.
 
-    An attention factor (YaRN) is left out: it only multiplies what the turning pairs add.
+    A scaling (YaRN) is left out: it only multiplies what the rotated pairs add.
     """
     if isinstance(encoding, Encoding):
         if not encoding.relative or encoding.trained:
             raise UserError(
                 f"{encoding.name}: theory needs fixed frequencies and logits that depend on"
-                " distance only, such as those of rope, p_rope or nope"
+                " distance only, such as those of rope, p_rope or nope",
+                "encoding",
             )
         return encoding.inverse_frequencies(head_dim)
-    found = np.asarray(encoding, np.float64)
-    if found.shape != (pair_count(head_dim),) or not np.isfinite(found).all():
+    frequencies = np.asarray(encoding, np.float64)
+    if frequencies.shape != (pair_count(head_dim),) or not np.isfinite(frequencies).all():
         raise UserError(
-            f"inverse frequencies of shape {found.shape} do not fit head_dim={head_dim}: pass an"
-            f" encoding or {head_dim // 2} finite numbers in radians per token"
+            f"inverse frequencies of shape {frequencies.shape} do not fit head_dim={head_dim}:"
+            f" pass an encoding or {head_dim // 2} finite numbers in radians per token",
+            "encoding",
         )
-    return found
+    return frequencies
 
 
 def vector(x: ArrayLike, name: str) -> np.ndarray:
     """float64[..., d] of what was passed as `name`, refusing what is not finite or is all zero."""
     x = np.asarray(x, np.float64)
     if x.ndim == 0 or not np.isfinite(x).all() or not x.any():
-        raise UserError(f"{name} must be a finite vector that is not zero")
+        raise UserError(f"{name} must be a finite vector that is not zero", name)
     pair_count(x.shape[-1])
     return x
+
+
+def check_distance(distance: int, context: int, name: str) -> None:
+    """Refuses what is no distance within a context of two tokens or more."""
+    if not 0 <= distance < context or context < 2:
+        raise UserError(
+            f"{name}={distance} must lie in 0 .. context - 1, context={context}, >= 2", name
+        )
 
 
 def activations(
@@ -106,7 +116,7 @@ def prop_3_1(query: ArrayLike, distance: int, encoding: Frequencies, context: in
     every pair that the query uses back to its start: g_k m a multiple of 2 pi wherever q^(k) != 0.
     So it is unique as soon as the query uses one pair with g_k / 2 pi irrational, and every pair
     of RoPE is one: g_k is algebraic for a rational theta, pi is not. It is never unique for a
-    query that lives in pairs with g_k = 0 only: all of NoPE, the still pairs of p-RoPE.
+    query that lives in pairs with g_k = 0 only: all of NoPE, the unrotated pairs of p-RoPE.
 
     Args:
       query: float64[d], not zero.
@@ -114,8 +124,7 @@ def prop_3_1(query: ArrayLike, distance: int, encoding: Frequencies, context: in
       encoding: or its inverse frequencies float64[d/2].
       context: L, tokens.
     """
-    if not 0 <= distance < context or context < 2:
-        raise UserError(f"distance={distance} must lie in 0 .. context - 1, context={context}")
+    check_distance(distance, context, "distance")
     key = prop_3_1_key(query, distance, encoding)
     activation = activations(query, key, encoding, np.arange(context))
     lead = activation[distance] - np.delete(activation, distance).max()

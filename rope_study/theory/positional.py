@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 
 from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, presets
 from rope_study.errors import UserError
-from rope_study.rotary import Rotary
+from rope_study.rotary import Encoding, Rotary
+from rope_study.theory.activation import check_distance
 
 # --- Prop. 5.2 --------------------------------------------------------------------------------
 
@@ -35,14 +36,16 @@ def first_layer_attention(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _first_layer_attention(
     config: DecoderConfig, edit: Edit | None, params: dict, tokens: jax.Array
-) -> jax.Array:
-    _, aux = Decoder(config).apply({"params": params}, tokens, probes=[_ATTENTION], edit=edit)
-    return aux["attention"][0]
+) -> Any:
+    apply = functools.partial(Decoder(config).apply, probes=[_ATTENTION], edit=edit)
+    _, weights = apply({"params": params}, tokens)
+    return weights["attention"][0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _random_weights(config: DecoderConfig, seed: int) -> dict:
-    return Decoder(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    variables = Decoder(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
+    return dict(variables["params"])
 
 
 def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.ndarray:
@@ -60,7 +63,10 @@ def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.n
       weight_scale: multiplies all weights: attention as sharp as one likes.
     """
     config = presets.tiny().with_rotary(encoding)
-    params = jax.tree.map(lambda a: a * weight_scale, _random_weights(config, seed))
+    # Encodings without arrays of their own share the weights, and what was compiled to make them.
+    trained = isinstance(encoding, Encoding) and encoding.trained
+    weights = _random_weights(config if trained else presets.tiny(), seed)
+    params = jax.tree.map(lambda a: a * weight_scale, weights)
     # [BOS, x, x]; with random weights the ids mean nothing.
     return first_layer_attention(config, params, (0, 1, 1))
 
@@ -89,9 +95,10 @@ def thm_5_3_gaps(
     g = np.atleast_1d(np.asarray(frequencies, np.float64))
     w = np.full(len(g), 1 / len(g)) if shares is None else np.asarray(shares, np.float64)
     if w.shape != g.shape or (w < 0).any() or not math.isclose(w.sum(), 1, rel_tol=1e-9):
-        raise UserError(f"shares must be {len(g)} numbers from 0 that sum to 1, one a frequency")
-    if not 0 <= offset < context or context < 2:
-        raise UserError(f"offset={offset} must lie in 0 .. context - 1, context={context}, >= 2")
+        raise UserError(
+            f"shares must be {len(g)} numbers from 0 that sum to 1, one a frequency", "shares"
+        )
+    check_distance(offset, context, "offset")
     phases = np.outer(np.arange(context) - offset, g)
     gaps = 2 * np.sin(phases / 2) ** 2  # 1 - cos without its cancellation
     gaps[gaps < (1e-15 * phases) ** 2] = 0
@@ -130,11 +137,21 @@ def thm_5_3_norm_bounds(
     L - 1 such rivals. Before anything wraps around (see `thm_5_3_context`) G = 1 - cos g. Both
     are inf where a rival equals the target.
     """
-    gaps = np.delete(thm_5_3_gaps(frequencies, context, offset, shares), offset)
+    return _norm_bounds(_rival_gaps(frequencies, context, offset, shares), epsilon, scale)
+
+
+def _rival_gaps(
+    frequencies: ArrayLike, context: int, offset: int, shares: ArrayLike | None
+) -> np.ndarray:
+    """float64[L - 1]: of all distances but the target's."""
+    return np.delete(thm_5_3_gaps(frequencies, context, offset, shares), offset)
+
+
+def _norm_bounds(gaps: np.ndarray, epsilon: float, scale: float) -> tuple[float, float]:
+    lead = _lead(epsilon)
     if gaps.min() == 0:
         return math.inf, math.inf
-    lead = _lead(epsilon)
-    needed, enough = np.array([lead, lead + math.log(context - 1)]) / (scale * gaps.min())
+    needed, enough = np.array([lead, lead + math.log(len(gaps))]) / (scale * gaps.min())
     return math.sqrt(needed), math.sqrt(enough)
 
 
@@ -152,10 +169,10 @@ def thm_5_3_norm(
     attention on the target only grows with |psi|, because every other weight, relative to it, is
     exp(-scale |psi|^2 gap). inf where a rival equals the target.
     """
-    low, high = thm_5_3_norm_bounds(frequencies, context, epsilon, offset, shares, scale)
+    gaps = _rival_gaps(frequencies, context, offset, shares)
+    low, high = _norm_bounds(gaps, epsilon, scale)
     if math.isinf(high):
         return math.inf
-    gaps = np.delete(thm_5_3_gaps(frequencies, context, offset, shares), offset)
     for _ in range(60):
         middle = (low + high) / 2
         # Attention 1 / (1 + sum) >= 1 - epsilon, written so that small epsilon keep their digits.
@@ -173,7 +190,7 @@ def thm_5_3_context(frequency: float, offset: int = 0) -> int:
     about one turn away comes nearer than the neighbours, and the norm needed jumps.
     """
     if not 0 < frequency <= math.pi:
-        raise UserError(f"frequency={frequency} must lie in (0, pi] radians per token")
+        raise UserError(f"frequency={frequency} must lie in (0, pi] radians per token", "frequency")
     return int(2 * math.pi / frequency) + offset
 
 
@@ -192,5 +209,7 @@ def thm_5_3_floor(context: int, epsilon: float, offset: int = 0, scale: float = 
 def _lead(epsilon: float) -> float:
     """log((1 - epsilon) / epsilon): the logit's lead over one rival that takes epsilon."""
     if not 0 < epsilon < 0.5:
-        raise UserError(f"epsilon={epsilon} must lie in (0, 0.5): attention above 1 - epsilon")
+        raise UserError(
+            f"epsilon={epsilon} must lie in (0, 0.5): attention above 1 - epsilon", "epsilon"
+        )
     return math.log((1 - epsilon) / epsilon)

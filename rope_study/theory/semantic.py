@@ -101,7 +101,9 @@ def thm_6_1_reversal_bound(frequency: float, reversal: float) -> int:
       reversal: c, 0 to below 1.
     """
     if not 0 <= reversal < 1:
-        raise UserError(f"reversal={reversal} must lie in [0, 1): 1 is approached, not reached")
+        raise UserError(
+            f"reversal={reversal} must lie in [0, 1): 1 is approached, not reached", "reversal"
+        )
     return 2 * thm_6_1_visits(frequency, 2 * math.acos(reversal))
 
 
@@ -117,21 +119,23 @@ def thm_6_1_visits(frequency: float, arc: float) -> int:
     """
     g = _folded(frequency)
     if not 0 < arc <= 2 * math.pi:
-        raise UserError(f"arc={arc} must lie in (0, 2 pi] radians")
+        raise UserError(f"arc={arc} must lie in (0, 2 pi] radians", "arc")
     if g <= arc:
         return math.ceil((2 * math.pi - arc) / g) + 1
-    turn = g / (2 * math.pi)
-    before, here, rest = 0, 1, turn  # denominators q_(n-1) and q_n
+    turns = g / (2 * math.pi)
+    previous, denominator, rest = 0, 1, turns  # denominators q_(n-1) and q_n
     while rest > 1e-9:  # less is a rational part of a turn, to what float64 can tell
-        left = 2 * math.pi * abs(here * turn - round(here * turn))
-        before, here, rest = here, math.floor(1 / rest) * here + before, (1 / rest) % 1
-        if here > 10**7:  # float64 no longer knows the quotients
+        gap = 2 * math.pi * abs(denominator * turns - round(denominator * turns))
+        following = math.floor(1 / rest) * denominator + previous
+        previous, denominator, rest = denominator, following, (1 / rest) % 1
+        if denominator > 10**7:  # float64 no longer knows the quotients
             break
-        if left <= arc:
-            return before + here
+        if gap <= arc:
+            return previous + denominator
     raise UserError(
         f"frequency={frequency} does not visit every arc of {arc:g} radians within 10 million"
-        " tokens: it is, or is close to, a rational part of a turn"
+        " tokens: it is, or is close to, a rational part of a turn",
+        "frequency",
     )
 
 
@@ -149,7 +153,7 @@ def thm_6_1_bound_any_dimension(
     """
     query = vector(query, "query")
     if margin <= 0:
-        raise UserError(f"margin={margin} must be above 0 in units of the activation")
+        raise UserError(f"margin={margin} must be above 0 in units of the activation", "margin")
     frequencies = frequencies_of(encoding, query.shape[-1])
     products = _norms(query) * (_norms(target) + _norms(other))
     used = products > 0
@@ -209,18 +213,21 @@ def thm_6_1_search(
 
 
 def sec_6_1_channel(encoding: Frequencies, head_dim: int) -> np.ndarray:
-    """A unit vector float64[d] in pairs that do not turn: a channel that no distance weakens.
+    """A unit vector float64[d] in the unrotated pairs: a channel that no distance weakens.
 
     As query and as key of the target its activation is 1 at every distance.
 
     Raises:
-      UserError: every pair turns.
+      UserError: every pair is rotated.
     """
-    still = frequencies_of(encoding, head_dim) == 0
-    if not still.any():
-        raise UserError("every pair of this encoding turns: p_rope with p < 1 leaves some still")
+    unrotated = frequencies_of(encoding, head_dim) == 0
+    if not unrotated.any():
+        raise UserError(
+            "every pair of this encoding is rotated: p_rope with p < 1 leaves some unrotated",
+            "encoding",
+        )
     channel = np.zeros(head_dim)
-    pairs(channel)[0][still] = still.sum() ** -0.5
+    pairs(channel)[0][unrotated] = unrotated.sum() ** -0.5
     return channel
 
 
@@ -233,5 +240,5 @@ def _folded(frequency: float) -> float:
     """The same rotation seen from the other side, in (0, pi]: cosines do not know the direction."""
     g = abs(math.remainder(frequency, 2 * math.pi))
     if g < 1e-15:
-        raise UserError(f"frequency={frequency} does not turn: it never fails")
+        raise UserError(f"frequency={frequency} does not rotate: it never fails", "frequency")
     return g
