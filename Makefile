@@ -1,26 +1,35 @@
 # make study: trains, compares and probes three encodings. make test: the test suite.
 # make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
+# make quick: what a change most likely breaks, in a minute. make lint: style and types.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
+QUICK := tests/test_rotary.py tests/test_encodings.py tests/test_variants.py tests/test_house.py \
+	tests/test_loss.py tests/test_data.py tests/test_page.py
 
-.PHONY: study test parity lint
+.PHONY: study test quick parity lint
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/parity
+	$(PYTEST) tests --ignore=tests/parity
+	$(PYTEST) tests --ignore=tests/parity --devices=8
 	@echo "The tests against PyTorch and Transformers are apart: make parity"
 
+quick: $(VENV)/ready
+	$(PYTEST) -q $(QUICK)
+
 parity: $(VENV)/parity
-	$(RUN) -m pytest -n 2 tests/parity
+	$(PYTEST) tests/parity
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(RUN)
 
 $(VENV)/ready: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3.12"; exit 2; }

@@ -1,7 +1,8 @@
 """What interventions do to a decoder: loss, every head's attention, and copying, side by side.
 
-B batch, T tokens, N query heads, L layers, I interventions. Every row is read twice in one forward
-pass, as the decoder is and edited, so that attention weights can be compared one by one.
+B batch, T tokens, N query heads, L layers. Losses come from one program, as the decoder is and
+edited; attention from another, which reads every row twice side by side, so that weights can be
+compared one by one, and needs no logits.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, loss
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
@@ -41,6 +42,7 @@ def measure(
     batches: Iterable[Batch],
     interventions: Mapping[str, Intervention | Sequence[Intervention]],
     *,
+    attention: bool = True,
     copies: int = 32,
     copy_length: int = 32,
     seed: int = 0,
@@ -52,17 +54,18 @@ def measure(
       batches: (tokens int32[B, T], weights f32[B, T], 0 on padding at the right), as a
         tokenizer's `encode_batch` gives them; B must divide over the devices of the batch axis.
       interventions: by name, each one or several that act together.
+      attention: whether to measure attention; without, texts are read in a third of the time.
       copies: how many repeated sequences to read, see `repeated_sequences`; 0 reads none.
       copy_length: tokens before each repeats.
       seed: of these sequences.
 
     Returns:
       By `intervention`, of which the first is "plain": `loss` (nats/token), `loss_difference` from
-      plain and its standard error over texts `loss_difference_se`, paired; by layer and head
-      `diagonal`, `previous`, `first`, `entropy` (all without the first query, which has one key to
-      read) and `total_variation`, half of sum |difference| of attention from plain, mean over
-      queries; and from the repeated sequences `copy_first` and `copy_second`, the loss of the same
-      tokens the first and the second time, `copy_gain`, first minus second, and
+      plain and its standard error over texts `loss_difference_se`, paired; with `attention` by
+      layer and head `diagonal`, `previous`, `first`, `entropy` (all without the first query, which
+      has one key to read) and `total_variation`, half of sum |difference| of attention from plain,
+      mean over queries; and from the repeated sequences `copy_first` and `copy_second`, the loss of
+      the same tokens the first and the second time, `copy_gain`, first minus second, and
       `copy_gain_difference` from plain with its standard error `copy_gain_difference_se`.
 
     Raises:
@@ -75,25 +78,36 @@ def measure(
             f" {PLAIN!r}; got {list(interventions)}",
             "interventions",
         )
-    edits = {name: changes(decoder.config, chain) for name, chain in interventions.items()}
+    edits = {PLAIN: changes(decoder.config, ())}
+    edits |= {name: changes(decoder.config, chain) for name, chain in interventions.items()}
     texts = _checked(decoder, batches)
     probed, layout = in_f32(decoder)
     repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)
     options = tuple(compiler.reading_options(params, layout).items())
-    compiled = _compiled(probed.config, layout, options)
+    losses_of = _compiled_losses(probed.config, layout, options)
+    patterns_of = _compiled_patterns(probed.config, layout, options)
 
-    def run(change: dict[str, Change], batch: Batch) -> tuple[Array, Array, list[dict]]:
-        tokens, weights = batch
-        return compiled(params, change, layout.place(tokens), layout.place(weights))
+    def token_losses(change: dict[str, Change], tokens: np.ndarray) -> np.ndarray:
+        return np.asarray(losses_of(params, change, layout.place(tokens)), np.float64)
 
-    results = {
-        name: _Result(
-            *_totals(run(change, batch) for batch in texts),
-            None if repeated is None else _copying(run(change, repeated)[0]),
-        )
-        for name, change in edits.items()
-    }
-    return _dataset(results).assign_attrs(
+    def patterns(change: dict[str, Change], batch: Batch) -> list[dict]:
+        sums = patterns_of(params, change, *(layout.place(array) for array in batch))
+        return jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
+
+    results = {}
+    for name, change in edits.items():
+        results[name] = _Result(
+            losses=np.concatenate([
+                np.einsum("bt,bt->b", token_losses(change, tokens), weights[:, 1:])
+                for tokens, weights in texts
+            ]),
+            copying=None if repeated is None else _copying(token_losses(change, repeated[0])),
+            patterns=_summed(patterns(change, batch) for batch in texts)
+            if attention and name != PLAIN
+            else [],
+        )  # fmt: skip
+    targets = np.concatenate([weights[:, 1:].sum(axis=1, dtype=np.float64) for _, weights in texts])
+    return _dataset(results, targets).assign_attrs(
         model=describe(probed.config),
         tokens=sum(int(weights.sum()) for _, weights in texts),
         texts=sum(len(tokens) for tokens, _ in texts),
@@ -145,20 +159,33 @@ def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
     return checked
 
 
-# --- one forward pass, every row twice --------------------------------------------------------
+# --- programs ---------------------------------------------------------------------------------
+# Kept, and one for all interventions: on small models compiling takes longer than running.
+
+Options = tuple[tuple[str, Any], ...]
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(
-    config: DecoderConfig, layout: Layout, options: tuple[tuple[str, Any], ...]
-) -> Callable[[dict, dict[str, Change], Array, Array], tuple]:
-    """(params, changes, tokens[B, T], weights[B, T]) -> losses, targets' weights, sums by layer.
+def _compiled_losses(config: DecoderConfig, layout: Layout, options: Options) -> Callable:
+    """(params, changes, tokens[B, T]) -> f32[B, T - 1], the loss of every target."""
 
-    Losses f32[B, 2, T - 1], plain and edited, targets' weights f32[B, T - 1]. One program for all
-    interventions, and kept: on small models compiling takes longer than running.
-    """
+    def run(params: dict, change: dict[str, Change], tokens: Array) -> Array:
+        targets = jnp.roll(tokens, -1, axis=1)
+        losses: Any = Decoder(config, layout).apply(
+            {"params": params}, tokens, targets, apply_changes(change), method="token_losses"
+        )
+        return losses[:, :-1]  # the last has no target
 
-    def read(module: Decoder, edit: Edit, tokens: Array, weights: Array) -> tuple[Array, Any]:
+    return jax.jit(run, out_shardings=layout.sharding(), compiler_options=dict(options))
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_patterns(config: DecoderConfig, layout: Layout, options: Options) -> Callable:
+    """(params, changes, tokens[B, T], weights[B, T]) -> sums by layer, of `_PATTERN_SUMS`."""
+
+    def run(params: dict, change: dict[str, Change], tokens: Array, weights: Array) -> Any:
+        edit = apply_changes(change)
+
         def side_by_side(name: str, layer: Array, value: Array) -> Array:
             if name not in EDITABLE:
                 return value
@@ -166,18 +193,12 @@ def _compiled(
             edited = jnp.arange(value.shape[0]) % 2 == 1
             return jnp.where(edited[:, None, None, None], edit(name, layer, value), value)
 
-        x, aux = module.features(tokens, probes=[_PATTERN_SUMS], weights=weights, edit=side_by_side)
-        targets = jnp.roll(tokens, -1, axis=1)
-        losses = loss.token_losses(x, module.unembedding, targets, layout, cap=config.final_cap)
-        return losses[:, :-1], aux[_PATTERN_SUMS.name]  # the last has no target
-
-    def run(
-        params: dict, change: dict[str, Change], tokens: Array, weights: Array
-    ) -> tuple[Array, Array, Any]:
-        twice = (jnp.repeat(a, 2, axis=0) for a in (tokens, weights))
-        apply = functools.partial(Decoder(config, layout).apply, {"params": params}, method=read)
-        losses, patterns = apply(apply_changes(change), *twice)
-        return losses.reshape(len(tokens), 2, -1), weights[:, 1:], patterns
+        twice, weights = (jnp.repeat(a, 2, axis=0) for a in (tokens, weights))
+        _, aux = Decoder(config, layout).apply(
+            {"params": params}, twice, probes=[_PATTERN_SUMS], weights=weights, edit=side_by_side,
+            method="features",
+        )  # fmt: skip
+        return aux[_PATTERN_SUMS.name]
 
     return jax.jit(run, out_shardings=layout.sharding(), compiler_options=dict(options))
 
@@ -225,73 +246,66 @@ class _Result:
     """What one intervention's passes gave, in float64.
 
     Attributes:
-      losses: [texts, 2], sums over a text's targets, plain and edited.
-      targets: [texts], how many.
-      patterns: one dict of sums a layer.
-      copying: [copies, 2, 2], mean loss plain and edited, the first and the second time.
+      losses: [texts], sums over a text's targets.
+      copying: [copies, 2], mean loss of a sequence the first and the second time.
+      patterns: one dict of sums a layer; empty where attention was not measured.
     """
 
     losses: np.ndarray
-    targets: np.ndarray
-    patterns: list[dict[str, np.ndarray]]
     copying: np.ndarray | None
+    patterns: list[dict[str, np.ndarray]]
 
 
-def _totals(passes: Iterable[tuple]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    losses, targets, patterns = [], [], []
-    for by_token, weights, sums in passes:
-        by_token, weights = (np.asarray(a, np.float64) for a in (by_token, weights))
-        losses.append(np.einsum("bet,bt->be", by_token, weights))
-        targets.append(weights.sum(axis=1))
-        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
-        patterns = jax.tree.map(np.add, patterns, sums) if patterns else sums
-    return np.concatenate(losses), np.concatenate(targets), patterns
+def _summed(batches: Iterable[list[dict]]) -> list[dict]:
+    return functools.reduce(functools.partial(jax.tree.map, np.add), batches)
 
 
-def _copying(losses: Array) -> np.ndarray:
-    """[copies, 2, 2]: mean loss of the tokens 2..length of a sequence, both times."""
-    by_token = np.asarray(losses, np.float64)
-    length = (by_token.shape[2] + 1) // 2  # with BOS or without
-    first, second = by_token[..., -2 * length + 1 : -length], by_token[..., -length + 1 :]
+def _copying(losses: np.ndarray) -> np.ndarray:
+    """[copies, 2]: mean loss of the tokens 2..length of a sequence, both times."""
+    length = (losses.shape[1] + 1) // 2  # with BOS or without
+    first, second = losses[:, -2 * length + 1 : -length], losses[:, -length + 1 :]
     return np.stack([first.mean(axis=-1), second.mean(axis=-1)], axis=-1)
 
 
-def _dataset(results: dict[str, _Result]) -> xarray.Dataset:
-    first, *_ = results.values()
+def _dataset(results: dict[str, _Result], targets: np.ndarray) -> xarray.Dataset:
+    """`results` by intervention, plain first; `targets` [texts], how many each text has."""
+    variables = _loss_variables(results, targets) | _pattern_variables(results)
+    names = np.array(list(results), object)
+    return datasets.number_axes(xarray.Dataset(variables, coords={"intervention": names}))
+
+
+def _pattern_variables(results: dict[str, _Result]) -> dict[str, tuple]:
+    measured = [result.patterns for result in results.values() if result.patterns]
+    if not measured:
+        return {}
+
+    def means(layers: list[dict], name: str) -> np.ndarray:
+        """Over queries, [L, 2, N] or for total_variation [L, N]."""
+        return np.stack([layer[name] / layer["queries"] for layer in layers])
+
     dims = ("intervention", *datasets.BY_HEAD)
-    variables = _loss_variables(results)
+    variables = {}
     for name, (long_name, units) in PATTERNS.items():
-        edited = [_by_layer(result, name)[:, 1] for result in results.values()]
-        means = np.stack([_by_layer(first, name)[:, 0], *edited])
-        variables[name] = (dims, means, datasets.attributes(long_name, units))
-    moved = [_by_layer(result, "total_variation") for result in results.values()]
+        plain = means(measured[0], name)[:, 0]
+        values = np.stack([plain, *(means(layers, name)[:, 1] for layers in measured)])
+        variables[name] = (dims, values, datasets.attributes(long_name, units))
+    moved = [means(layers, "total_variation") for layers in measured]
     variables["total_variation"] = (
         dims,
         np.stack([np.zeros_like(moved[0]), *moved]),
         datasets.attributes("total variation distance of attention from plain"),
     )
-    names = np.array([PLAIN, *results], object)
-    return datasets.number_axes(xarray.Dataset(variables, coords={"intervention": names}))
+    return variables
 
 
-def _by_layer(result: _Result, name: str) -> np.ndarray:
-    """Means over queries, [L, 2, N] or for total_variation [L, N]."""
-    return np.stack([layer[name] / layer["queries"] for layer in result.patterns])
-
-
-def _loss_variables(results: dict[str, _Result]) -> dict[str, tuple]:
-    first, *_ = results.values()
+def _loss_variables(results: dict[str, _Result], targets: np.ndarray) -> dict[str, tuple]:
+    plain = results[PLAIN]
+    differences = [mean_and_error(r.losses - plain.losses, targets) for r in results.values()]
     columns = {
-        "loss": [first.losses[:, 0].sum() / first.targets.sum()],
-        "loss_difference": [0.0],
-        "loss_difference_se": [0.0],
+        "loss": [result.losses.sum() / targets.sum() for result in results.values()],
+        "loss_difference": [mean for mean, _ in differences],
+        "loss_difference_se": [error for _, error in differences],
     }
-    for result in results.values():
-        plain, edited = result.losses.T
-        mean, error = mean_and_error(edited - plain, result.targets)
-        columns["loss"].append(edited.sum() / result.targets.sum())
-        columns["loss_difference"].append(mean)
-        columns["loss_difference_se"].append(error)
     columns |= _copy_columns([r.copying for r in results.values() if r.copying is not None])
     return {
         name: (("intervention",), np.array(values), {"units": "nats/token"})
@@ -300,15 +314,14 @@ def _loss_variables(results: dict[str, _Result]) -> dict[str, tuple]:
 
 
 def _copy_columns(copying: list[np.ndarray]) -> dict[str, list[float]]:
-    """Of the arrays `_Result.copying` of all interventions; nothing where there are none."""
+    """Of the arrays `_Result.copying`, plain first; nothing where there are none."""
     if not copying:
         return {}
-    means = [copying[0][:, 0], *(losses[:, 1] for losses in copying)]  # each [copies, 2]
-    gains = [m[:, 0] - m[:, 1] for m in means]
+    gains = [losses[:, 0] - losses[:, 1] for losses in copying]
     differences = [mean_and_error(gain - gains[0], np.ones(len(gain))) for gain in gains]
     return {
-        "copy_first": [m[:, 0].mean() for m in means],
-        "copy_second": [m[:, 1].mean() for m in means],
+        "copy_first": [losses[:, 0].mean() for losses in copying],
+        "copy_second": [losses[:, 1].mean() for losses in copying],
         "copy_gain": [gain.mean() for gain in gains],
         "copy_gain_difference": [mean for mean, _ in differences],
         "copy_gain_difference_se": [error for _, error in differences],

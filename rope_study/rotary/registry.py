@@ -6,7 +6,7 @@ function or an Encoding class of the user's own. `python -m rope_study.encodings
 
 import importlib
 import inspect
-from typing import Any
+from typing import Any, cast
 
 from rope_study.errors import UserError
 from rope_study.registry import check_arguments, read_call, spell
@@ -69,4 +69,4 @@ def _import(text: str, argument: str | None) -> Rotary:
         raise UserError(
             f"{text!r} is neither a function (x, positions) -> x nor an Encoding class", argument
         )
-    return imported
+    return cast(Rotary, imported)
