@@ -69,7 +69,8 @@ class Decoder(nn.Module):
         return self.param(name, init)
 
     @property
-    def _output_table(self) -> Array:
+    def output_table(self) -> Array:
+        """[V, D], what features are multiplied with: the embedding, or a table of its own."""
         return self.embedding if self.config.tied else self.unembedding
 
     @property
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
     def _logits(self, x: Array) -> Array:
         """f32[B, T, V] for features x[B, T, D]."""
         logits = jnp.einsum(
-            "btd,vd->btv", x, self._output_table.astype(x.dtype),
+            "btd,vd->btv", x, self.output_table.astype(x.dtype),
             preferred_element_type=jnp.float32, precision=attention.precision(x.dtype),
         )  # fmt: skip
         return loss.soft_cap(logits, self.config.final_cap)
@@ -113,14 +114,14 @@ class Decoder(nn.Module):
         x, _ = self.features(tokens)
         weights = jnp.ones(tokens.shape, jnp.float32) if weights is None else weights
         return loss.cross_entropy(
-            x, self._output_table, targets, weights, self.layout, cap=self.config.final_cap
+            x, self.output_table, targets, weights, self.layout, cap=self.config.final_cap
         )
 
     def token_losses(self, tokens: Array, targets: Array, edit: Edit | None = None) -> Array:
         """Negative log likelihood f32[B, T] of every target int[B, T], in nats; no gradients."""
         x, _ = self.features(tokens, edit=edit)
         return loss.token_losses(
-            x, self._output_table, targets, self.layout, cap=self.config.final_cap
+            x, self.output_table, targets, self.layout, cap=self.config.final_cap
         )
 
     def features(

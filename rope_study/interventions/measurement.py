@@ -163,7 +163,7 @@ def _compiled(decoder: Decoder, options: tuple) -> Callable[[dict, dict, Array, 
 
         x, aux = module.features(tokens, probes=[_PATTERNS], weights=weights, edit=side_by_side)
         targets, cap = jnp.roll(tokens, -1, axis=1), module.config.final_cap
-        losses = loss.token_losses(x, module.unembedding, targets, module.layout, cap=cap)
+        losses = loss.token_losses(x, module.output_table, targets, module.layout, cap=cap)
         return losses[:, :-1], aux[_PATTERNS.name]  # the last has no target
 
     def run(params: dict, found: dict, tokens: Array, weights: Array) -> tuple[Array, Array, Any]:
