@@ -1,5 +1,6 @@
 # make study: trains, compares and probes three encodings. make test: the test suite.
 # make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
+# make notebooks: writes and runs the notebooks in place. make notebooks-test: a check that they run.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
 
-.PHONY: study test parity lint
+.PHONY: study test parity notebooks notebooks-test lint
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
@@ -17,6 +18,12 @@ test: $(VENV)/ready
 
 parity: $(VENV)/parity
 	$(RUN) -m pytest -n 2 tests/parity
+
+notebooks: $(VENV)/ready
+	$(RUN) colabs/notebooks.py
+
+notebooks-test: $(VENV)/ready
+	$(RUN) -m pytest -m notebooks tests/test_notebooks.py
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
