@@ -1,6 +1,7 @@
 # make study: trains, compares and probes three encodings. make test: the test suite.
 # make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
 # make quick: what a change most likely breaks, in a minute. make lint: style and types.
+# make notebooks: writes and runs the notebooks in place. make notebooks-test: a check that they run.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 QUICK := tests/test_rotary.py tests/test_encodings.py tests/test_variants.py tests/test_house.py \
 	tests/test_loss.py tests/test_data.py tests/test_page.py
 
-.PHONY: study test quick parity lint
+.PHONY: study test quick parity notebooks notebooks-test lint
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
@@ -25,6 +26,12 @@ quick: $(VENV)/ready
 
 parity: $(VENV)/parity
 	$(PYTEST) tests/parity
+
+notebooks: $(VENV)/ready
+	$(RUN) colabs/notebooks.py
+
+notebooks-test: $(VENV)/ready
+	$(RUN) -m pytest -m notebooks tests/test_notebooks.py
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

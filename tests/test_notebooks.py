@@ -1,31 +1,107 @@
-"""The notebooks run from top to bottom on the small model of `make study`, and say what is so."""
+"""The notebooks are as they should be committed; run from top to bottom, they say what is so.
 
+The second part trains the small model and takes minutes: make notebooks-test.
+"""
+
+import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
+from IPython.core.inputtransformer2 import TransformerManager
 
+from colabs import notebooks
 from rope_study import checkpoints, probes
 from rope_study.data import load_texts
 from rope_study.interventions import ablate, band, measure, random_band, unrotate
 from rope_study.training.quickstart import small_model
 
-FOLDER = Path(__file__).parents[1] / "colabs"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PATHS = notebooks.NOTEBOOKS
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
-@pytest.mark.slow
+def test_there_are_six():
+    assert [path.stem[0] for path in PATHS] == list("123456")
+
+
+@each_notebook
+def test_first_cells_are_what_the_helper_writes(path: Path):
+    """Badge, install, checkpoint and model are the same in all, with the address of setup.py."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert tuple(cell.id for cell in cells[: len(notebooks.FIRST)]) == notebooks.FIRST
+    shared = notebooks.shared_cells(path.name)
+    for cell in cells:
+        assert cell.source == shared.get(cell.id, cell.source), "run make notebooks"
+        if cell.id not in shared:
+            assert "CHECKPOINT =" not in cell.source
+            assert "github.com" not in cell.source
+
+
+@each_notebook
+def test_outputs_are_those_of_one_run_from_top_to_bottom(path: Path):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert not any(cell.metadata for cell in code), "times of execution differ from run to run"
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.output_type for output in outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
+    assert not any(output.get("name") == "stderr" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    texts = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
+    assert not re.search(r"(^|[\s'\"(])/\w+/|0x[0-9a-f]{6}", "\n".join(texts)), "of this machine"
+    assert path.stat().st_size < 1_000_000
+
+
+@each_notebook
+def test_code_compiles_and_names_of_rope_study_exist(path: Path):
+    cells = nbformat.read(path, as_version=4).cells
+    magics = TransformerManager()
+    modules: dict[str, ModuleType] = {}
+    for cell in cells:
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse(magics.transform_cell(cell.source))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name == "rope_study"]
+                modules |= {name: importlib.import_module(name) for name in names}
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("rope_study"):
+                for alias in node.names:
+                    member = _member(node.module, alias.name)
+                    if isinstance(member, ModuleType):
+                        modules[alias.name] = member
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                module = modules.get(node.value.id)
+                assert module is None or hasattr(module, node.attr), ast.unparse(node)
+    assert "rope_study" in modules
+
+
+def _member(module: str, name: str) -> object:
+    """What `from module import name` gives."""
+    package = importlib.import_module(module)
+    return getattr(package, name, None) or importlib.import_module(f"{module}.{name}")
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.notebooks
 def test_notebooks_run_and_the_small_model_shows_the_papers_picture(tmp_path):
     """One test, so that the model is trained once."""
     # A process of its own, with one device as on the user's machine.
-    train = "from rope_study.small_model import small_model; small_model()"
+    train = "from rope_study.training.quickstart import small_model; small_model()"
     subprocess.run([sys.executable, "-c", train], cwd=tmp_path, check=True)
-    for path in NOTEBOOKS:
+    for path in PATHS:
         run_notebook(path, tmp_path)
     check_picture(small_model(tmp_path / "runs" / "quickstart"))
 
@@ -33,27 +109,18 @@ def test_notebooks_run_and_the_small_model_shows_the_papers_picture(tmp_path):
 def run_notebook(path: Path, workplace: Path) -> None:
     """From top to bottom, in a folder that has the small model."""
     notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "commit it without outputs"
-    place = {"metadata": {"path": str(workplace)}}
-    NotebookClient(notebook, timeout=180, kernel_name="python3", resources=place).execute()
-    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in shown)
-    printed = "".join(output.text for output in shown if output.get("name") == "stdout")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    notebooks.execute(notebook, workplace)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     if path.stem == "3_positional_heads":
         verdicts = re.findall(r"^(They|Pos|The control).*: (True|False)$", printed, re.M)
         assert [verdict for _, verdict in verdicts] == ["True", "True", "False", "True"]
     if path.stem == "6_your_model":
-        assert (workplace / "probed" / "index.html").stat().st_size > 10_000
-
-
-def test_there_are_six_of_one_kind():
-    """Each installs in the same way, and another model is one cell."""
-    assert [path.stem[0] for path in NOTEBOOKS] == list("123456")
-    cells = [nbformat.read(path, as_version=4).cells for path in NOTEBOOKS]
-    for index in (1, 2):
-        assert len({one[index].source for one in cells}) == 1
-    for one in cells:
-        assert sum("CHECKPOINT =" in cell.source for cell in one if cell.cell_type == "code") == 1
+        assert (workplace / "runs" / "probed" / "index.html").stat().st_size > 10_000
 
 
 def check_picture(run: Path) -> None:
@@ -70,16 +137,16 @@ def check_picture(run: Path) -> None:
         "slow half missing": ablate(band(slowest=0.5)),
         "slow half still": unrotate(band(slowest=0.5)),
     }
-    found = measure(decoder, params, [batch], edits, copies=0)
-    near = (found.previous + found.diagonal).values.reshape(len(edits) + 1, -1)
-    heads = np.argsort(-near[0])[:4]
-    near = dict(zip(["plain", *edits], near[:, heads].mean(1), strict=True))
+    effects = measure(decoder, params, [batch], edits, copies=0)
+    by_head = (effects.previous + effects.diagonal).values.reshape(len(edits) + 1, -1)
+    heads = np.argsort(-by_head[0])[:4]
+    near = dict(zip(["plain", *edits], by_head[:, heads].mean(1), strict=True))
     assert near["plain"] > 0.5
     assert near["fast"] < near["plain"] / 2
     assert near["slow"] > 0.9 * near["plain"]
     assert near["control"] > 1.5 * near["fast"]
     norms = usage.q.mean(["layer", "head"]).values * usage.k.mean(["layer", "kv_head"]).values
     assert norms[:8].sum() > 2 * norms[-8:].sum()
-    loss = found.loss_difference.sel
+    loss = effects.loss_difference.sel
     assert loss(intervention="slow half missing") > 0.02
     assert abs(loss(intervention="slow half still")) < 0.01
