@@ -248,17 +248,9 @@ def test_probing_16_bit_parameters_converts_a_layer_at_a_time():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
-def test_programs_of_probes_leave_out_options_that_xla_has_not():
+def test_options_that_xla_has_not_are_left_out():
+    """One that a version lost should cost speed, not the result."""
     assert compiler.known({"xla_no_such_option": 1, "xla_cpu_scheduler_type": "nonsense"}) == {}
-    options = compiler.reading_options({}, one_device())
-    assert set(options) == {"xla_cpu_scheduler_type", "xla_cpu_experimental_ynn_fusion_type"}
-
-
-def test_products_of_probes_on_cpus_are_those_of_eigen():
-    decoder = Decoder(TINY, one_device())
-    params, weights = init(TINY)["params"], jnp.ones(TOKENS.shape)
-    _, measure = compiled(decoder, params, [frequency_usage])
-    assert "ynn_fusion" not in measure.lower(params, TOKENS, weights).compile().as_text()
 
 
 def test_an_edit_changes_one_layer():

@@ -46,7 +46,6 @@ def test_passages_are_ten_distinct_lines_of_30_to_80_words():
 
 def test_passages_hold_what_heads_look_for():
     everything = " ".join(PASSAGES)
-    assert all("'" in text for text in PASSAGES), "each has something for the apostrophe head"
     assert everything.count("'") >= 50
     for word in ("don't", "it's", "Anna's", "o'clock", "I've", "they're", "she'd", "you'll"):
         assert re.search(rf"\b{word}\b", everything), word
