@@ -1,8 +1,8 @@
-"""Every python and sh snippet of README.md and docs/ is run as it stands, on one device and on eight.
+"""Every python and sh snippet of README.md and docs/ is run as it stands, on one device and on 8.
 
 They run in a copy of the project, in the order in which they stand; the python snippets of a page
-share their names. Only the settings of configs/quickstart.py are smaller there. A snippet that needs
-what is not there says so in a comment before it, <!-- not run: REASON -->, with one of REASONS.
+share their names. Only the settings of configs/quickstart.py are smaller there. A snippet that
+needs what is not there says so in a comment before it, <!-- not run: REASON -->, one of REASONS.
 """
 
 import dataclasses
@@ -27,14 +27,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 names = {"ids": lambda page: page.name}
 
-EIGHT = "needs eight devices"  # run there
 REASONS = (
-    EIGHT,
     "makes an environment",
     "needs a downloaded model",
     "needs a GPU",
     "needs a TPU",
-    "shows a file of the package",
     "trains for minutes",
 )
 MAKE_STUDY = "make study\n"
@@ -170,7 +167,9 @@ def write_environment(folder: Path) -> None:
 
 def write_text(folder: Path) -> None:
     """A corpus of two files, and a SentencePiece model of it."""
-    documents = [f"Page {n}. " + "To be, or not to be, that is the question. " * 9 for n in range(99)]
+    documents = [
+        f"Page {n}. " + "To be, or not to be, that is the question. " * 9 for n in range(99)
+    ]
     (folder / "wiki").mkdir()
     plain = folder / "wiki/all.txt"
     plain.write_text("\n".join(documents))
@@ -205,7 +204,9 @@ def run_page(page: Path, folder: Path, devices: int) -> None:
     """All snippets of a page, in order."""
     namespace: dict = {"__name__": "__main__"}
     for snippet in snippets(page):
-        if snippet.language == "text" or (snippet.reason and (snippet.reason, devices) != (EIGHT, 8)):
+        if snippet.language == "text" or (
+            snippet.reason and (snippet.reason, devices) != (EIGHT, 8)
+        ):
             continue
         if snippet.language == "sh":
             if snippet.code != MAKE_STUDY:  # was run already
@@ -230,7 +231,7 @@ def at_home(project, monkeypatch):
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(project)):
             del sys.modules[name]
-    for made in ("probed", "runs/mine", "runs/wiki"):
+    for made in ("probed", "runs/mesh", "runs/wiki"):
         shutil.rmtree(project / made, ignore_errors=True)
 
 
