@@ -32,7 +32,7 @@ def run(
       decoder: with a layout, whose devices share each batch.
       params: its parameters.
       batches: (tokens int32[B, T], weights f32[B, T], 0 on padding), as a tokenizer's
-        `encode_batch` gives them; B must divide over the devices of the batch axis.
+        `encode_batch` gives them; rows are filled up to divide over the devices.
       probes: what to measure.
       text: names what was read, for the figures.
       edit: replaces activations before they are measured, as in Decoder.
@@ -41,8 +41,7 @@ def run(
       {probe.name: Dataset}.
 
     Raises:
-      UserError: what is no probe, no batches, rows that do not divide over the devices, or texts
-        without BOS for a model that needs it.
+      UserError: what is no probe, no batches, or texts without BOS for a model that needs it.
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
@@ -50,6 +49,7 @@ def run(
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
         check_bos(config, tokens)
+        tokens, weights = fill_rows(layout, tokens, weights)
         sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
         sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
@@ -93,6 +93,14 @@ def _jitted(
         return sums
 
     return jax.jit(measure, out_shardings=layout.sharding(), compiler_options=dict(options))
+
+
+def fill_rows(
+    layout: Layout, tokens: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """tokens and weights [B, T] with more rows, of weight 0, so that B divides over the devices."""
+    rows = layout.fill(len(tokens))
+    return tokens[rows], weights[rows] * (np.arange(len(rows)) < len(tokens))[:, None]
 
 
 def describe(config: DecoderConfig) -> str:
