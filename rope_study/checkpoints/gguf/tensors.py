@@ -44,14 +44,17 @@ class DequantisedTensors:
         self.names = sorted((tensors.keys() - fused) | rows.keys())
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Of an array, without reading it."""
         part = self._part(name)
         stored = self._tensors[part.name].shape.tolist()[::-1]  # GGUF's last axis is the first
         return part.stop - part.start, *stored[1:]
 
     def dtype(self, name: str) -> np.dtype:
+        """What `read` gives, whatever is stored."""
         return np.dtype(np.float32)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
+        """array[index]; UserError where it has infinities or NaN."""
         part = self._part(name)
         tensor = self._tensors[part.name]
         rows = tensor.data[part.start : part.stop][index[:1]]
@@ -61,6 +64,7 @@ class DequantisedTensors:
         return array - self._norm_offset if name.endswith("norm.weight") else array
 
     def where(self, name: str) -> Path:
+        """The file, for errors."""
         return self._file
 
     def _part(self, name: str) -> Rows:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -71,7 +72,9 @@ class GGUFTokenizer(HuggingFaceTokenizer):
         except UserError:
             raise
         except Exception as error:  # the library raises nothing more specific
-            raise UserError(f"{file.file}: the tokenizer does not fit together ({error})") from error
+            raise UserError(
+                f"{file.file}: the tokenizer does not fit together ({error})"
+            ) from error
         self._set_up(tokenizer, settings)
 
     @property
@@ -156,7 +159,7 @@ def _sentencepiece(file: GGUFFile, pieces: list[str]) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _merges(pieces: list[str], scores: list[float]) -> list[tuple[str, str]]:
+def _merges(pieces: list[str], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Every pair of pieces that makes a third, that of the best score first.
 
     SentencePiece knows the score of what two neighbours make together, and tokenizers a list of

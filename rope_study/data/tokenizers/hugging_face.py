@@ -43,7 +43,7 @@ class HuggingFaceTokenizer(FileTokenizer):
         self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
 
     def _set_up(self, tokenizer: tokenizers.Tokenizer, settings: dict) -> None:
-        """Takes a tokenizer, and the names of its special tokens as tokenizer_config.json has them."""
+        """Takes a tokenizer, and what tokenizer_config.json says of its special tokens."""
         self._tokenizer, self._settings = tokenizer, settings
         self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         # Not their number: added tokens may leave ids unused.
