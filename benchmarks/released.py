@@ -84,7 +84,7 @@ MODELS = {
             ),
         ),
         text="The capital of France is Paris.",
-        loss=3.0,
+        loss=3.383,
         band=(22, 25),
     ),
     "gemma3": Released(
@@ -99,7 +99,7 @@ MODELS = {
             for i, sha256 in enumerate(GEMMA_PARTS)
         ),
         text="The capital of France is",
-        loss=3.0,
+        loss=3.038,
         band=(64, 127),
     ),
 }

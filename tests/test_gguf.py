@@ -15,6 +15,7 @@ import safetensors.numpy
 from random_parameters import random_parameters
 
 from rope_study import checkpoints, data, rotary
+from rope_study.checkpoints.gguf import open_checkpoint
 from rope_study.checkpoints.weight_map import parameter_at
 from rope_study.decoder import Decoder, presets, variants
 from rope_study.errors import UserError
@@ -84,6 +85,17 @@ def test_quantised_tensors_are_what_the_package_makes_of_them(quantisation, tmp_
         assert 0 < rounding.max() < 0.2 * np.abs(expected).max()
     assert decoder.config.source == f"tiny, {quantisation}"
     assert describe(decoder.config).startswith(f"tiny, {quantisation}, 2 layers")
+
+
+@pytest.mark.parametrize("index", [(slice(3, 9),), (slice(0, 4), slice(8, 40))])
+def test_a_part_is_the_part_of_the_whole(index, tmp_path):
+    """As where tensors are split over devices."""
+    path, _ = make(tmp_path, LLAMA, "Q4_1")
+    reader = open_checkpoint(path).reader
+    for name in ("blk.0.ffn_down.weight", "token_embd.weight"):
+        whole = reader.read(name)
+        assert whole.shape == reader.shape(name) and whole.dtype == reader.dtype(name)
+        np.testing.assert_array_equal(reader.read(name, index), whole[index])
 
 
 def test_parameters_are_f32_or_as_asked(tmp_path):
