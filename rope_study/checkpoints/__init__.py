@@ -1,6 +1,6 @@
 """Checkpoints: a path in, a decoder with its parameters out; and out to Hugging Face.
 
-Takes runs of this project, Hugging Face folders, official Gemma and llama2.c files (load.py).
+Takes runs of this project, Hugging Face, official Gemma, GGUF and llama2.c (load.py).
 To add a format: a folder that gives an OpenCheckpoint (weight_map.py), and a line in load.py.
 """
 

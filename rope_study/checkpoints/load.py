@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from rope_study import data, sharding
-from rope_study.checkpoints import gemma_orbax, hugging_face, llama2c, runs
+from rope_study.checkpoints import gemma_orbax, gguf, hugging_face, llama2c, runs
 from rope_study.checkpoints.assemble import assemble, check_dtype, check_shapes, refuse_extra
 from rope_study.checkpoints.weight_map import OpenCheckpoint, WeightMap
+from rope_study.data.gguf_file import ENDING as GGUF_ENDING
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
 from rope_study.errors import UserError
 from rope_study.rotary import Rotary
@@ -26,10 +27,12 @@ def load(
     Args:
       path: a run's folder, such as runs/quickstart/rope_theta10000; a Hugging Face folder
         (config.json with safetensors: Gemma 1 to 4, Llama 3, Mistral, Qwen 3); an official Gemma
-        checkpoint (Orbax: Gemma 1 to 3); or a model file of llama2.c.
+        checkpoint (Orbax: Gemma 1 to 3); a GGUF file of llama.cpp, or a folder with one; or a
+        model file of llama2.c.
       rotary: what to run it with instead of what it was trained with, in all layers: an encoding,
         or a variant such as "yarn_rope(factor=4, context=8192) + log_n(train_length=8192)".
-      dtype: of the parameters: "float32", "bfloat16" or "float16"; as stored where not given.
+      dtype: of the parameters: "float32", "bfloat16" or "float16"; as stored where not given
+        (float32 from GGUF).
       mesh: how to split it over the devices.
       step: which checkpoint of a run; the newest where not given.
       config: the decoder of an official Gemma of a size that was not released.
@@ -53,6 +56,8 @@ def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
     path = Path(path).expanduser()
     if (path / runs.MODEL_FILE).exists():
         return runs.load_tokenizer(path)
+    if _is_gguf(path):
+        return data.load_tokenizer(path)
     folder = path.parent if path.is_file() else path
     official = not (folder / "config.json").exists() and gemma_orbax.is_orbax(folder)
     if official and not list(folder.glob("tokenizer*")) and list(folder.parent.glob("*.model")):
@@ -65,9 +70,13 @@ def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
     if path.is_file():
         if path.suffix == ".bin":
             return llama2c.open_checkpoint(path)
+        if path.suffix == GGUF_ENDING:
+            return gguf.open_checkpoint(path)
         raise UserError(f"{path} is a file: {RECOGNISED}")
     if (path / runs.MODEL_FILE).exists():
         return None
+    if _is_gguf(path):
+        return gguf.open_checkpoint(path)
     if (path / "config.json").exists():
         return hugging_face.open_checkpoint(path)
     if list(path.glob(f"*/{runs.MODEL_FILE}")):  # a study: its error names the runs below
@@ -79,9 +88,17 @@ def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
     raise UserError(f"no checkpoint in {path}: {RECOGNISED}")
 
 
+def _is_gguf(path: Path) -> bool:
+    """A GGUF file, or a folder with some; safetensors beside them are not quantised."""
+    if path.is_file():
+        return path.suffix == GGUF_ENDING
+    return any(path.glob(f"*{GGUF_ENDING}")) and not any(path.glob("*.safetensors"))
+
+
 RECOGNISED = (
     "give the folder of a run (model.json), of Hugging Face (config.json and *.safetensors) or of"
-    " an official Gemma checkpoint (Orbax's _METADATA), or a model file of llama2.c (*.bin)"
+    " an official Gemma checkpoint (Orbax's _METADATA), a GGUF file (*.gguf), or a model file of"
+    " llama2.c (*.bin)"
 )
 
 

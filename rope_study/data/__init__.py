@@ -11,6 +11,7 @@ from rope_study.data.documents import fingerprint, read_documents, split
 from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
+from rope_study.data.tokenizers.gguf import GGUFTokenizer
 from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
 from rope_study.data.tokenizers.load import load_tokenizer
@@ -22,6 +23,7 @@ __all__ = [
     "ByteTokenizer",
     "Corpus",
     "DataSettings",
+    "GGUFTokenizer",
     "HuggingFaceTokenizer",
     "Llama2cTokenizer",
     "SentencePieceTokenizer",

@@ -63,6 +63,7 @@ class DecoderConfig:
     per_layer_dim: int = 0  # of the embedding that every layer reads anew; 0: none (Gemma 4)
     per_layer_vocab_size: int = 0  # rows of that embedding
     bos: int | None = None  # the token that every text must begin with (released Gemmas)
+    source: str | None = None  # names the weights, and how they are quantised, in figures
     compute_dtype: str = "float32"
     attention: str = "reference"
     remat: str = "none"  # what the backward pass recomputes: nothing, a layer, or all but products

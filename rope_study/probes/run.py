@@ -106,7 +106,8 @@ def fill_rows(
 def describe(config: DecoderConfig) -> str:
     """One line that names a decoder, for titles."""
     names = dict.fromkeys(variants.name_of(spec) for spec in config.pattern)
-    return f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
+    shape = f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
+    return shape if config.source is None else f"{config.source}, {shape}"
 
 
 def save(dataset: xarray.Dataset, path: str | Path) -> None:

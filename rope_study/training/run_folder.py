@@ -25,8 +25,8 @@ from rope_study.training.settings import Run
 RUN_FILE = "run.json"
 
 # What may change between the start of a run and its continuation.
-FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "train.checkpoint_every")
-FREE += ("train.log_every",)
+FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
+FREE += ("train.checkpoint_every", "train.log_every")
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)
 

@@ -78,12 +78,21 @@ CASES = {
         {"num_hidden_layers": 5, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}
         | {"use_sliding_window": True, "max_window_layers": 3, "tie_word_embeddings": True},
     ),
+    "smollm3": (
+        "SmolLM3",
+        {"num_hidden_layers": 9, "num_key_value_heads": 2, "pad_token_id": 0}
+        | {"no_rope_layers": [1, 1, 0, 1, 1, 0, 1, 1, 0]},
+    ),
 }
 
 
 def make(case, seed=0):
-    """A model of that case in f32, whose norms, scalars and biases are not at their start."""
-    name, fields = CASES[case]
+    """A model of that case, see build."""
+    return build(*CASES[case], seed)
+
+
+def build(name, fields, seed=0):
+    """A model of that class in f32, whose norms, scalars and biases are not at their start."""
     config = getattr(transformers, f"{name}Config")(**SHAPES, **fields)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()

@@ -116,7 +116,7 @@ def test_our_own_models_run_in_transformers(variant, tmp_path):
 
 CLASSES = {
     "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3Text", "gemma4_text": "Gemma4Text",
-    "llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3",
+    "llama": "Llama", "mistral": "Mistral", "qwen3": "Qwen3", "smollm3": "SmolLM3",
 }  # fmt: skip
 
 
@@ -130,6 +130,8 @@ def test_defaults_are_those_of_the_configuration_classes(kind):
             assert theirs.per_layer_config[5].head_dim == value
         elif name == "sliding_window" and kind == "qwen3":  # off by default
             assert theirs.sliding_window is None and theirs.use_sliding_window is False
+        elif name == "rope_theta":
+            assert theirs.rope_parameters["rope_theta"] == value
         else:
             assert getattr(theirs, name) == value, name
 

@@ -1,6 +1,7 @@
 """Hugging Face folders: config.json with safetensors in, and out again.
 
-Takes a folder of Gemma 1 to 4, Llama, Mistral or Qwen 3; gives its decoder and its weight map.
+Takes a folder of Gemma 1 to 4, Llama, Mistral, Qwen 3 or SmolLM3; gives its decoder and its weight
+map.
 To add a family: a row in families.py, and in folder.py and config.py what is new about it.
 """
 

@@ -21,6 +21,7 @@ from rope_study.decoder import DecoderConfig, LayerSpec
 from rope_study.decoder.attention_scores import SoftCap
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError, nearest
+from rope_study.rotary import nope
 
 
 def read_fields(folder: Path) -> tuple[str, dict[str, Any], bool]:
@@ -133,6 +134,8 @@ def _layers(kind: str, f: Fields, file: str) -> list[LayerSpec]:
         LayerSpec(encodings[t], f["sliding_window"] if t == SLIDING else None, **common)
         for t in types
     ]
+    if kind == "smollm3":
+        return _smollm3_layers(specs, f, file)
     return _gemma4_layers(specs, types, f) if kind == "gemma4_text" else specs
 
 
@@ -155,6 +158,18 @@ def layer_types(kind: str, f: Fields) -> list[str]:
     if kind == "gemma4_text":
         types[-1] = FULL  # Transformers forces it
     return types
+
+
+def _smollm3_layers(specs: list[LayerSpec], f: Fields, file: str) -> list[LayerSpec]:
+    """NoPE where no_rope_layers has a 0, or in every fourth layer."""
+    if f["use_sliding_window"]:
+        raise UserError(f"{file}: use_sliding_window is not supported for smollm3")
+    interval = f["no_rope_layer_interval"]
+    turned = f.get("no_rope_layers") or [(i + 1) % interval for i in range(len(specs))]
+    return [
+        spec if turns else dataclasses.replace(spec, rotary=nope())
+        for spec, turns in zip(specs, turned, strict=True)
+    ]
 
 
 def _gemma4_layers(specs: list[LayerSpec], types: list[str], f: Fields) -> list[LayerSpec]:

@@ -153,7 +153,7 @@ def _comparable(config: DecoderConfig) -> tuple:
     """What must agree: all mathematics; encodings by their frequencies, queries by their scale."""
     common = dataclasses.replace(
         config, pattern=(LayerSpec(),), compute_dtype="float32", attention="reference",
-        remat="none", scan=True, bos=None,
+        remat="none", scan=True, bos=None, source=None,
     )  # fmt: skip
     return common, tuple(_comparable_layer(spec, config) for spec in config.layer_specs)
 

@@ -95,6 +95,14 @@ FAMILIES = {
         | {"use_sliding_window": False, "max_window_layers": 28},
         layer={"qk_norm": QKNorm()},
     ),
+    "smollm3": Family(
+        decoder=_NOT_GEMMA,
+        defaults=_LLAMA
+        | {"vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008}
+        | {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4}
+        | {"max_position_embeddings": 32_768, "tie_word_embeddings": True}
+        | {"no_rope_layer_interval": 4, "use_sliding_window": False, "rope_theta": 2e6},
+    ),
 }
 
 # Models with other modalities hold the text model's configuration under this key.

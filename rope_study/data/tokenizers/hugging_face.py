@@ -38,13 +38,17 @@ class HuggingFaceTokenizer(FileTokenizer):
             tokenizer without BOS.
         """
         super().__init__(path)
-        self._tokenizer = _load(self._file, self.name)
-        self._vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        self._settings = _read_object(self._file.with_name(SETTINGS_FILE))
+        settings = _read_object(self._file.with_name(SETTINGS_FILE))
+        self._set_up(_load(self._file, self.name), settings)
+        self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
+
+    def _set_up(self, tokenizer: tokenizers.Tokenizer, settings: dict) -> None:
+        """Takes a tokenizer, and what tokenizer_config.json says of its special tokens."""
+        self._tokenizer, self._settings = tokenizer, settings
+        self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         # Not their number: added tokens may leave ids unused.
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
-        self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
-        self._is_byte_level = "ByteLevel" in str(self._tokenizer.decoder)
+        self._is_byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     @property
     def pad(self) -> int:

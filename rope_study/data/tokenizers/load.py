@@ -1,23 +1,25 @@
-"""Tokenizers by name: bytes, or a file of SentencePiece, Hugging Face or llama2.c."""
+"""Tokenizers by name: bytes, or a file of SentencePiece, Hugging Face, llama2.c or GGUF."""
 
 import os
 from pathlib import Path
 
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
+from rope_study.data.tokenizers.gguf import GGUFTokenizer
 from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
 from rope_study.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from rope_study.errors import UserError, nearest
 
 # What a folder is searched for, in this order.
-IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin")
+IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin", "*.gguf")
 
 # By the ending of the file.
 KINDS = {
     ".model": SentencePieceTokenizer,
     ".json": HuggingFaceTokenizer,
     ".bin": Llama2cTokenizer,
+    ".gguf": GGUFTokenizer,
 }
 
 
@@ -25,8 +27,9 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     """The tokenizer of that name.
 
     Args:
-      spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json) or of
-        a tokenizer.bin of llama2.c (*.bin); or a folder that holds one, looked for in that order.
+      spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json), of
+        a tokenizer.bin of llama2.c (*.bin) or of a model in GGUF (*.gguf); or a folder that holds
+        one, looked for in that order.
 
     Raises:
       UserError: another name, nothing in the folder, or a file that is missing or corrupt.
@@ -40,8 +43,8 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
         raise UserError(
             f"unknown tokenizer {spec!r}.{nearest(str(spec), ['bytes'])}"
             f' Allowed: "bytes", the path of a SentencePiece model ending in .model, of a'
-            f" tokenizer.json ending in .json or of a llama2.c tokenizer ending in .bin, or a"
-            f" folder that holds one",
+            f" tokenizer.json ending in .json, of a llama2.c tokenizer ending in .bin or of a GGUF"
+            f" file ending in .gguf, or a folder that holds one",
             "tokenizer",
         )
     return KINDS[path.suffix](spec)
