@@ -100,7 +100,7 @@ def rotation(decoder: Decoder, params: dict, texts: list[Batch]) -> xarray.Datas
     counts = [round(pairs * step / STEPS) for step in range(1, STEPS + 1)]
     edits: dict[str, Intervention] = {}
     for kind, layers in layer_kinds(decoder).items():
-        for count in counts:
+        for count in counts if kind == "all" else counts[1::2]:
             slowest = band(indices=range(pairs - count, pairs))
             edits[f"{kind} slowest {count}"] = unrotate(slowest, layers=layers)
     for count in (max(pairs // 32, 1), pairs // 16, pairs // 8):
