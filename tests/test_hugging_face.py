@@ -81,7 +81,7 @@ def test_what_is_exported_loads_again(kind, shard_bytes, tmp_path):
     checkpoints.export(Decoder(config), params, tmp_path / "out", shard_bytes)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == kind
     assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == (shard_bytes < 10**9)
-    decoder, loaded = checkpoints.load(tmp_path / "out", mesh="fsdp=4,tensor=2")
+    decoder, loaded = checkpoints.load(tmp_path / "out")
     assert decoder.config.layer_specs == config.layer_specs
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert tuple(loaded["embedding"].sharding.spec) == ("tensor", "fsdp")

@@ -385,6 +385,7 @@ def test_padding_counts_for_nothing(found):
     check_found(got, found)
 
 
+@pytest.mark.eight_devices
 def test_batches_and_devices_add_up(found):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
     layout = sharding.make_layout("data=4,tensor=2")

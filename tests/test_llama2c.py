@@ -58,7 +58,7 @@ def stated_logits(a, tokens):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_model_file_gives_the_logits_of_its_formula(shared, tmp_path):
     arrays = write(tmp_path / "model.bin", shared)
-    decoder, params = checkpoints.load(tmp_path / "model.bin", mesh="data=8")
+    decoder, params = checkpoints.load(tmp_path / "model.bin")
     tokens = np.array([1, 7, 3, 19, 0, 7, 2])
     got = decoder.apply({"params": params}, jnp.tile(tokens, (8, 1)))[0][0]
     np.testing.assert_allclose(got, stated_logits(arrays, tokens), atol=2e-4)

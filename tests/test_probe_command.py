@@ -96,7 +96,7 @@ def test_likeliest_heads_have_the_largest_scores():
 
 
 WRONG = {
-    "no checkpoint": ([], r"no checkpoint; give one"),
+    "no checkpoint": ([], r"no checkpoint: give one"),
     "no folder": (["--checkpoint={run}"], r"no folder for the results.*set --out"),
     "unknown probe": (
         ["--checkpoint={run}", "--out={out}", "--probes=frequency_use"],
@@ -110,7 +110,7 @@ WRONG = {
     "too short": (["--checkpoint={run}", "--out={out}", "--string=abc"], r"no text has 16 tokens"),
     "no length": (
         ["--checkpoint={run}", "--out={out}", "--length=1"],
-        r"length.*lower bound",
+        r"--length=1: 1 is not integer >= 2",
     ),
     "no run": (["--checkpoint={out}", "--out={out}"], r"no .*checkpoint|not"),
 }

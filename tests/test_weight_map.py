@@ -98,6 +98,7 @@ def random_checkpoint():
     return weight_map, arrays
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("mesh", ["fsdp=8", "fsdp=4,tensor=2", "data=2,fsdp=2,tensor=2", "data=8"])
 def test_each_device_reads_its_own_part_once(mesh):
     weight_map, arrays = random_checkpoint()
