@@ -547,8 +547,7 @@ def test_the_module_lists_all_encodings():
         for name in table:
             assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
     for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
-        entry = re.search(rf"^{name}\(.*?attention: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL)
-            rf"^{name}\(.*?attention: (.*?)$", done.stdout, re.MULTILINE | re.DOTALL
-        )
-        assert printed and printed[1] == backends
+        pattern = rf"^{name}\(.*?attention: (.*?)$"
+        entry = re.search(pattern, done.stdout, re.MULTILINE | re.DOTALL)
+        assert entry and entry[1] == backends
     assert "p_rope(p=0.75, theta=10000.0, factor=None)" in done.stdout
