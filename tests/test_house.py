@@ -11,7 +11,6 @@ PACKAGE = Path(rope_study.__file__).parent
 # From the ground up: a folder may import those before it, and its own.
 FLOORS = (
     ("errors", "files"),
-    ("gguf_file",),
     ("sharding", "data"),
     ("registry",),
     ("rotary",),

@@ -25,7 +25,7 @@ def load(
     """A decoder and its trained parameters, from any checkpoint that this project reads.
 
     Args:
-      path: a run's folder, such as runs/quickstart/rope_theta10000; a Hugging Face folder
+      path: a run's folder, such as runs/quickstart/rope_theta10000_seed0; a Hugging Face folder
         (config.json with safetensors: Gemma 1 to 4, Llama 3, Mistral, Qwen 3); an official Gemma
         checkpoint (Orbax: Gemma 1 to 3); a GGUF file of llama.cpp, or a folder with one; or a
         model file of llama2.c.

@@ -48,7 +48,7 @@ class Layout:
         if len(used) != len(set(used)):
             raise UserError(
                 f"the axes {tuple(axes)} would split one array twice over the same mesh axis"
-                f" ({', '.join(sorted(used))}); change parallel.Rules"
+                f" ({', '.join(sorted(used))}); change sharding.Rules"
             )
         return PartitionSpec(*mesh_axes)
 
