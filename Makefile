@@ -17,7 +17,7 @@ QUICK := tests/test_rotary.py tests/test_encodings.py tests/test_variants.py tes
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
-# Small programs compile faster than they run; 0 compiles them as users do, a fifth slower.
+# Tests compile more than they compute, so XLA optimises little; with 0 as for users, a fifth slower.
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/ready
 	$(PYTEST) tests --ignore=tests/parity
