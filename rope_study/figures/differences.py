@@ -17,7 +17,7 @@ def paired_differences(rows: list[dict]) -> Figure:
     figure = new_figure(
         (8, 1.8 + 0.5 * len(compared)),
         f"Held-out loss minus that of {rows[0]['name']}\n"
-        f"{len(rows[0]['losses'])} seeds, paired; bars are 95 % intervals of the mean",
+        f"{len(compared[0]['differences'])} seeds, paired; bars are 95 % intervals of the mean",
     )
     axes = figure.subplots()
     for place, row in enumerate(compared):
