@@ -49,7 +49,11 @@ def main() -> None:
     tokenizer = checkpoints.load_tokenizer(arguments.checkpoint)
     stream = [tokenizer.encode(document) for document in data.read_documents(arguments.text)]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "text": Path(arguments.text).name}
+    facts = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "text": Path(arguments.text).name,
+    }
     if "rotation" in arguments.parts:
         for length in arguments.lengths:
             start = time.perf_counter()
