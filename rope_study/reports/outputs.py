@@ -33,10 +33,9 @@ def write(folder: Path, results: dict, outcomes: list[Outcome]) -> None:
     """Writes the results of a study into its folder, in place of earlier ones."""
     write_atomically(folder / "results.json", json.dumps(results, indent=1) + "\n")
     drawn, captions = draw(results, outcomes)
-    (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=150)
-    write_report(folder / "report.html", results | {"captions": captions}, drawn)
+    write_report(
+        folder / "report.html", results | {"captions": captions}, drawn, folder / "figures"
+    )
 
 
 def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dict[str, str]]:

@@ -25,7 +25,12 @@ COLUMNS = (
 )
 
 
-def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, Figure]) -> None:
+def write_report(
+    path: str | os.PathLike,
+    results: dict,
+    figures: Mapping[str, Figure],
+    figure_folder: Path | None = None,
+) -> None:
     """Writes the page of a study, whole or not at all.
 
     Args:
@@ -37,7 +42,13 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
         "facts": label -> value; "captions": key of a figure -> what to look for in it;
         and, where given, "title" and "summary" (what was run).
       figures: key -> Figure, in the order of the page.
+      figure_folder: where the same pictures are written as KEY.png; nowhere if not given.
     """
+    pictures = {key: _png(figure) for key, figure in figures.items()}
+    if figure_folder is not None:
+        figure_folder.mkdir(parents=True, exist_ok=True)
+        for key, picture in pictures.items():
+            (figure_folder / f"{key}.png").write_bytes(picture)
     encodings = results["encodings"]
     title = results.get("title", "rope_study: encodings side by side")
     body = html.fill(
@@ -48,7 +59,7 @@ def write_report(path: str | os.PathLike, results: dict, figures: Mapping[str, F
         note=html.escape(_note(encodings)),
         facts=html.facts(results["facts"]),
         figures="\n".join(
-            _figure(key, figure, results["captions"].get(key, ""))
+            _figure(key, figure, pictures[key], results["captions"].get(key, ""))
             for key, figure in figures.items()
         ),
     )
@@ -107,10 +118,14 @@ def _sizes(figures: Iterable[Figure]) -> str:
     )
 
 
-def _figure(key: str, figure: Figure, caption: str) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
+
+
+def _figure(key: str, figure: Figure, picture: bytes, caption: str) -> str:
+    data = base64.b64encode(picture).decode("ascii")
     alt = " ".join((figure.get_suptitle() or key).split())
     return (
         f'<figure id="{html.escape(key)}"><div class="wide" tabindex="0" role="region"'
