@@ -24,8 +24,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray
 
@@ -36,7 +34,7 @@ from rope_study.decoder import Decoder
 from rope_study.decoder.sampling import generate
 from rope_study.errors import UserError
 from rope_study.reports.model import draw, probe, table
-from rope_study.training.evaluate import mean_and_error
+from rope_study.training.evaluate import evaluate, mean_and_error
 
 RESULTS = Path(__file__).parents[1] / "results" / "released"
 CACHE = Path(os.environ.get("ROPE_STUDY_CACHE", "~/.cache/rope_study")).expanduser()
@@ -233,13 +231,7 @@ def write(folder: Path, measured: dict[str, Any], measurements: Any) -> None:
 def passage_loss(decoder: Decoder, params: dict, tokenizer: Tokenizer) -> tuple[float, float, int]:
     """(nats a token, its standard error over texts, tokens) on the ten passages."""
     tokens, weights = tokenizer.encode_batch([text.text for text in load_texts("default")])
-
-    def token_losses(params: dict, tokens: jax.Array) -> jax.Array:
-        return decoder.apply(  # type: ignore[return-value]
-            {"params": params}, tokens[:, :-1], tokens[:, 1:], method="token_losses"
-        )
-
-    losses = np.asarray(jax.jit(token_losses)(params, jnp.asarray(tokens)), np.float64)
+    losses = evaluate(decoder, params, [(tokens, np.ones(len(tokens)))]).losses.astype(np.float64)
     predicted = weights[:, 1:]
     mean, error = mean_and_error((losses * predicted).sum(axis=1), predicted.sum(axis=1))
     return mean, error, int(predicted.sum())

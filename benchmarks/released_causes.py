@@ -58,15 +58,15 @@ def main() -> None:
         for length in arguments.lengths:
             start = time.perf_counter()
             texts = windows(stream, tokenizer.bos, length, arguments.tokens, arguments.batch)
-            found = rotation(decoder, params, texts).assign_attrs(facts)
-            found.to_netcdf(arguments.out / f"rotation_{length}.nc")
-            show(found, f"{length} tokens, {time.perf_counter() - start:.0f} s")
+            measured = rotation(decoder, params, texts).assign_attrs(facts)
+            measured.to_netcdf(arguments.out / f"rotation_{length}.nc")
+            show(measured, f"{length} tokens, {time.perf_counter() - start:.0f} s")
     if "bands" in arguments.parts:
         start = time.perf_counter()
         texts = windows(stream, tokenizer.bos, 512, arguments.tokens // 8, arguments.batch)
-        found = by_band(decoder, params, texts).assign_attrs(facts)
-        found.to_netcdf(arguments.out / "bands.nc")
-        show(found, f"bands, {time.perf_counter() - start:.0f} s")
+        measured = by_band(decoder, params, texts).assign_attrs(facts)
+        measured.to_netcdf(arguments.out / "bands.nc")
+        show(measured, f"bands, {time.perf_counter() - start:.0f} s")
 
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -121,18 +121,18 @@ def by_band(decoder: Decoder, params: dict, texts: list[Batch]) -> xarray.Datase
 
 def _band_edits(pairs: int, usage: xarray.Dataset) -> Iterator[tuple[str, Intervention]]:
     for i, members in enumerate(np.array_split(np.arange(pairs), BANDS)):
-        chosen: Band = band(indices=members)
-        yield f"unrotate {i}", unrotate(chosen)
-        yield f"ablate {i}", ablate(chosen)
-        yield f"control {i}", ablate(random_band(usage, chosen, seed=0))
+        eighth: Band = band(indices=members)
+        yield f"unrotate {i}", unrotate(eighth)
+        yield f"ablate {i}", ablate(eighth)
+        yield f"control {i}", ablate(random_band(usage, eighth, seed=0))
 
 
-def show(found: xarray.Dataset, title: str) -> None:
+def show(measured: xarray.Dataset, title: str) -> None:
     """Prints losses, and what is not an array as one line of JSON."""
-    print(f"\n{title}: {json.dumps({k: found.attrs[k] for k in ('model', 'tokens', 'texts')})}")
+    print(f"\n{title}: {json.dumps({k: measured.attrs[k] for k in ('model', 'tokens', 'texts')})}")
     print(f"{'intervention':<24} {'loss':>8} {'difference':>11} {'s.e.':>8}")
-    for name in found.intervention.values:
-        row = found.sel(intervention=name)
+    for name in measured.intervention.values:
+        row = measured.sel(intervention=name)
         print(
             f"{name:<24} {float(row.loss):8.4f} {float(row.loss_difference):+11.4f}"
             f" {float(row.loss_difference_se):8.4f}"

@@ -24,7 +24,7 @@ from rope_study.checkpoints.weight_map import (
 from rope_study.data.gguf_file import GGUFFile
 from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError, nearest
-from rope_study.rotary import llama3_rope
+from rope_study.rotary import llama3_rope, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +167,7 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
     Raises:
       UserError: a setting that is missing, or that the decoder cannot express.
     """
-
-    def setting(key: str, default: Any = None) -> Any:
-        return _number(file, f"{name}.{key}", default)
-
+    setting = functools.partial(_setting, file, name)
     for key, what in REFUSED.items():
         if setting(key, 0):
             raise UserError(f"{file.file}: {name}.{key}={setting(key)} is not supported ({what})")
@@ -204,8 +201,9 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
     return fields | {"rope_scaling": _rope_scaling(file, name, fields)}
 
 
-def _number(file: GGUFFile, key: str, default: Any) -> Any:
-    """A number of the metadata; `...` as default requires it."""
+def _setting(file: GGUFFile, name: str, setting: str, default: Any = None) -> Any:
+    """A number in the metadata of that architecture; `...` as default requires it."""
+    key = f"{name}.{setting}"
     value = file.required(key) if default is ... else file.value(key, default)
     if isinstance(value, float):
         return float(str(np.float32(value)))  # 1e-6, not the float32 next to it
@@ -217,7 +215,7 @@ def _number(file: GGUFFile, key: str, default: Any) -> Any:
 def _check_dimensions(file: GGUFFile, name: str, head_dim: int) -> None:
     """The decoder has one size of heads, and turns all of it."""
     for key in ("attention.value_length", "rope.dimension_count"):
-        size = _number(file, f"{name}.{key}", head_dim)
+        size = _setting(file, name, key, head_dim)
         if size != head_dim:
             raise UserError(
                 f"{file.file}: {name}.{key}={size} is not supported with heads of {head_dim}"
@@ -226,10 +224,7 @@ def _check_dimensions(file: GGUFFile, name: str, head_dim: int) -> None:
 
 def _gemma_fields(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Windows, caps and the scale of queries."""
-
-    def setting(key: str, default: Any = None) -> Any:
-        return _number(file, f"{name}.{key}", default)
-
+    setting = functools.partial(_setting, file, name)
     if name == "gemma":
         return {}
     # The largest of both generations divide by the root of d_model / heads (llama.cpp too knows
@@ -285,7 +280,7 @@ def _llama3_scaling(file: GGUFFile, fields: dict[str, Any], context: int) -> dic
     factors = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
     factor = float(factors.max())
     theta, head_dim = fields["rope_theta"], fields["head_dim"]
-    plain = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    plain = rope(theta).inverse_frequencies(head_dim)
     scaled = llama3_rope(factor, context, theta).inverse_frequencies(head_dim)
     if factors.shape != plain.shape or not np.allclose(plain / factors, scaled, rtol=1e-5, atol=0):
         raise UserError(
