@@ -2,23 +2,28 @@
 
     python benchmarks/released_causes.py --checkpoint=model.gguf --text=wiki.jsonl --out=results/x
 
-Two parts. `rotation`: loss against how many of the slowest pairs are unrotated, which is p-RoPE put
-under the trained weights, and how many of the fastest, on windows of several lengths. `bands`:
-eighths of the pairs unrotated, ablated, and ablated beside random pairs of the same norm, with the
-attention of every head and the gain from copying. Minutes a part on one GPU for 0.3B parameters.
+Four parts. `rotation`: loss against how many of the slowest pairs are unrotated, which is p-RoPE
+put under the trained weights, and how many of the fastest, on windows of several lengths. `bands`:
+eighths of the pairs unrotated, ablated, halved and exchanged, by kind of layer and of head, beside
+random pairs of the same norm: loss, and the gain from copying. `heads`: attention of every head
+with the fastest and the slowest quarter of its own layer edited. `passkey`: a number said once.
+What probes read is written beside them. Minutes a part on one GPU for 0.3B parameters.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import xarray
 
-from rope_study import checkpoints, data, probes
+from rope_study import checkpoints, data, probes, rotary
+from rope_study.data import Tokenizer
+from rope_study.data.passkey import Passkeys, passkeys
 from rope_study.decoder import Decoder
 from rope_study.interventions import (
     Band,
@@ -26,12 +31,18 @@ from rope_study.interventions import (
     ablate,
     band,
     measure,
+    permute,
     random_band,
+    rescale,
+    token_losses,
     unrotate,
 )
 
-STEPS = 16  # of unrotated pairs, from none to all
+STEPS = 32  # of unrotated pairs, from none to all
 BANDS = 8
+PARTS = ["rotation", "bands", "heads", "passkey"]
+WINDOW = 512  # tokens, where one length is enough
+START = time.perf_counter()
 
 
 def main() -> None:
@@ -43,30 +54,57 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--tokens", type=int, default=200_000, help="Read at each length.")
     parser.add_argument("--batch", type=int, default=8192, help="Tokens at once, or one window.")
-    parser.add_argument("--parts", nargs="+", default=["rotation", "bands"])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--questions", type=int, default=64, help="Of passkey, at each length.")
+    parser.add_argument("--passkeys", type=int, nargs="+", default=[512, 2048], help="Lengths.")
     arguments = parser.parse_args()
     decoder, params = checkpoints.load(arguments.checkpoint)
     tokenizer = checkpoints.load_tokenizer(arguments.checkpoint)
     stream = [tokenizer.encode(document) for document in data.read_documents(arguments.text)]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "text": Path(arguments.text).name,
-    }
+
+    def texts(length: int, tokens: int) -> list[Batch]:
+        return windows(stream, tokenizer.bos, length, tokens, arguments.batch)
+
+    def save(name: str, dataset: xarray.Dataset) -> None:
+        write(arguments.out, Path(arguments.text).name, name, dataset)
+
     if "rotation" in arguments.parts:
         for length in arguments.lengths:
-            start = time.perf_counter()
-            texts = windows(stream, tokenizer.bos, length, arguments.tokens, arguments.batch)
-            measured = rotation(decoder, params, texts).assign_attrs(facts)
-            measured.to_netcdf(arguments.out / f"rotation_{length}.nc")
-            show(measured, f"{length} tokens, {time.perf_counter() - start:.0f} s")
+            batches = texts(length, arguments.tokens)
+            save(f"rotation_{length}", rotation(decoder, params, batches))
+    if arguments.parts == ["rotation"]:
+        return
+    datasets = probed(decoder, params, tokenizer, texts(WINDOW, arguments.tokens // 4))
+    for name, dataset in datasets.items():
+        save(f"wiki_{name}", dataset)
     if "bands" in arguments.parts:
-        start = time.perf_counter()
-        texts = windows(stream, tokenizer.bos, 512, arguments.tokens // 8, arguments.batch)
-        measured = by_band(decoder, params, texts).assign_attrs(facts)
-        measured.to_netcdf(arguments.out / "bands.nc")
-        show(measured, f"bands, {time.perf_counter() - start:.0f} s")
+        batches = texts(WINDOW, arguments.tokens // 8)
+        save("bands", by_band(decoder, params, batches, datasets))
+    if "heads" in arguments.parts:
+        batches = texts(WINDOW, arguments.tokens // 24)
+        save("heads", by_head(decoder, params, batches, datasets))
+    if "passkey" in arguments.parts:
+        for length in arguments.passkeys:
+            questions = passkeys(tokenizer, length, count=arguments.questions)
+            save(
+                f"passkey_{length}",
+                passkey(decoder, params, questions, datasets, arguments.batch),
+            )
+
+
+def write(folder: Path, text: str, name: str, dataset: xarray.Dataset) -> None:
+    """A small NetCDF file with where and on what it was measured; losses are printed as well."""
+    packed = {
+        key: {"zlib": True, "complevel": 9, "dtype": "float32"}
+        for key, variable in dataset.data_vars.items()
+        if variable.dtype.kind == "f" and variable.ndim
+    }
+    facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "text": text}
+    dataset.assign_attrs(facts).to_netcdf(folder / f"{name}.nc", encoding=packed)
+    print(f"{name}.nc at {time.perf_counter() - START:.0f} s", flush=True)
+    if "loss" in dataset:
+        show(dataset, name)
 
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -83,7 +121,7 @@ def windows(
     rows = np.stack([
         np.concatenate([start, stream[i * size : (i + 1) * size]]) for i in range(count)
     ]).astype(np.int32)  # fmt: skip
-    together = max(batch // length, 1)
+    together = min(max(batch // length, 1), len(rows))
     whole = rows[: len(rows) // together * together].reshape(-1, together, length)
     return [(rows, np.ones(rows.shape, np.float32)) for rows in whole]
 
@@ -112,19 +150,140 @@ def rotation(decoder: Decoder, params: dict, texts: list[Batch]) -> xarray.Datas
     return measure(decoder, params, texts, edits, attention=False, copies=0)
 
 
-def by_band(decoder: Decoder, params: dict, texts: list[Batch]) -> xarray.Dataset:
-    """Every eighth of the pairs unrotated, ablated, and random pairs of its norm ablated."""
-    usage = probes.run(decoder, params, texts, [probes.frequency_usage])["frequency_usage"]
-    edits = dict(_band_edits(decoder.config.head_dim // 2, usage))
-    return measure(decoder, params, texts, edits, copies=32, copy_length=64)
+def probed(
+    decoder: Decoder, params: dict, tokenizer: Tokenizer, texts: list[Batch]
+) -> dict[str, xarray.Dataset]:
+    """What reads without intervening, and the names of heads."""
+    wanted = [
+        probes.frequency_usage,
+        probes.head_patterns(tokenizer=tokenizer),
+        probes.massive_values(),
+        probes.rotary_outliers(),
+        probes.sinks(),
+    ]
+    datasets = probes.run(decoder, params, texts, wanted)
+    return datasets | {"head_names": probes.name_heads(datasets["head_patterns"])}
 
 
-def _band_edits(pairs: int, usage: xarray.Dataset) -> Iterator[tuple[str, Intervention]]:
-    for i, members in enumerate(np.array_split(np.arange(pairs), BANDS)):
-        eighth: Band = band(indices=members)
-        yield f"unrotate {i}", unrotate(eighth)
-        yield f"ablate {i}", ablate(eighth)
-        yield f"control {i}", ablate(random_band(usage, eighth, seed=0))
+def by_band(
+    decoder: Decoder, params: dict, texts: list[Batch], datasets: Mapping[str, xarray.Dataset]
+) -> xarray.Dataset:
+    """Every eighth of the pairs edited, by kind of layer and of head, and controls of its norm."""
+    edits = dict(_band_edits(decoder, datasets))
+    return measure(decoder, params, texts, edits, attention=False, copies=32, copy_length=64)
+
+
+def _band_edits(
+    decoder: Decoder, datasets: Mapping[str, xarray.Dataset]
+) -> Iterator[tuple[str, Intervention]]:
+    usage, names = datasets["frequency_usage"], datasets["head_names"].name.values
+    eighths = np.array_split(np.arange(decoder.config.head_dim // 2), BANDS)
+    groups = {str(kind): np.argwhere(names == kind) for kind in np.unique(names)}
+    for i, members in enumerate(eighths):
+        eighth = band(indices=members)
+        for kind, layers in layer_kinds(decoder).items():
+            yield f"unrotate {i}, {kind} layers", unrotate(eighth, layers=layers)
+            yield f"ablate {i}, {kind} layers", ablate(eighth, layers=layers)
+        control = random_band(usage, eighth, seed=0)
+        yield f"ablate random as {i}", ablate(control)
+        shared = random_band(usage, eighth, seed=0, by_key_head=True)
+        yield f"unrotate random as {i}", unrotate(shared)
+        yield f"rescale {i}", rescale(eighth, 0.5)
+        yield f"rescale random as {i}", rescale(control, 0.5)
+        for kind, heads in groups.items():
+            yield f"ablate {i}, {kind} heads", ablate(eighth.in_heads(f"{kind} heads", heads))
+    for i in range(BANDS // 2):
+        mirrored = np.concatenate([eighths[i], eighths[-1 - i]])
+        yield f"exchange {i} and {BANDS - 1 - i}", permute(band(indices=mirrored))
+    massive = massive_band(datasets["massive_values"])
+    if massive is not None:
+        yield "ablate massive", ablate(massive)
+        yield "ablate random as massive", ablate(random_band(usage, massive, seed=0))
+
+
+def massive_band(massive: xarray.Dataset) -> Band | None:
+    """The pairs of each head with a massive dimension in its query or key; None without any."""
+    is_massive = {}
+    for name in "qk":
+        of_dimension = massive[f"{name}_massive_by_head"].values  # [layer, head, dimension]
+        is_massive[name] = np.logical_or(*rotary.pairs(of_dimension))
+    group = is_massive["q"].shape[1] // is_massive["k"].shape[1]
+    pairs = is_massive["q"] | np.repeat(is_massive["k"], group, axis=1)
+    if not pairs.any():
+        return None
+    return Band("massive", lambda frequencies, layer, head: np.flatnonzero(pairs[layer, head]))
+
+
+def by_head(
+    decoder: Decoder, params: dict, texts: list[Batch], datasets: Mapping[str, xarray.Dataset]
+) -> xarray.Dataset:
+    """Attention of every head with a band of its own layer edited, all other layers as they are."""
+    quarter = {"fast": band(fastest=0.25), "slow": band(slowest=0.25)}
+    edits = {}
+    for name, members in quarter.items():
+        control = random_band(datasets["frequency_usage"], members, seed=0)
+        edits[f"unrotate {name}"] = unrotate, members
+        edits[f"ablate {name}"] = ablate, members
+        edits[f"ablate random as {name}"] = ablate, control
+    layers = range(decoder.config.layers)
+    chains = {f"{name} {i}": make(members, layers=i)
+              for name, (make, members) in edits.items() for i in layers}  # fmt: skip
+    measured = measure(decoder, params, texts, chains, copies=0)
+
+    def own_layer(values: xarray.DataArray, name: str) -> np.ndarray:
+        """[layer, head] where an edit acted on that layer alone."""
+        rows = [values.sel(intervention=f"{name} {i}", layer=i) for i in layers]
+        return np.stack([row.values for row in rows])
+
+    variables = {
+        key: (
+            ("intervention", "layer", "head"),
+            np.stack([
+                values.sel(intervention="plain").values,
+                *(own_layer(values, name) for name in edits),
+            ]),
+            values.attrs,
+        )
+        for key, values in measured.data_vars.items()
+        if "layer" in values.dims
+    }  # fmt: skip
+    names = np.array(["plain", *edits], object)
+    attributes = {key: value for key, value in measured.attrs.items() if key != "copies"}
+    return xarray.Dataset(variables, {"intervention": names}, attributes).assign(
+        kind=datasets["head_names"].name
+    )
+
+
+def passkey(
+    decoder: Decoder,
+    params: dict,
+    questions: Passkeys,
+    datasets: Mapping[str, xarray.Dataset],
+    batch: int,
+) -> xarray.Dataset:
+    """Which questions are answered, and the loss of the right answers, by intervention."""
+    pairs = decoder.config.head_dim // 2
+    edits: dict[str, Any] = {"plain": ()}
+    for p in (0.9, 0.75, 0.5, 0.25, 0):
+        edits[f"{p}-RoPE"] = unrotate(band(indices=range(int(p * pairs), pairs)))
+    edits |= {
+        name: edit
+        for name, edit in _band_edits(decoder, datasets)
+        if "heads" not in name and "rescale" not in name and "exchange" not in name
+    }
+    _, candidates, length = questions.tokens.shape
+    rows = questions.tokens.reshape(-1, max(batch // length, 1), length)
+    losses = token_losses(decoder, params, rows, edits)
+    answers = np.stack([questions.answer_losses(of) for of in losses.values()])
+    dims = ("intervention", "question")
+    return xarray.Dataset(
+        {
+            "right": (dims, np.stack([questions.right(of) for of in losses.values()])),
+            "answer_loss": (dims, answers[:, :, 0], {"units": "nats/token"}),
+        },
+        {"intervention": np.array(list(edits), object), "depth": ("question", questions.depths)},
+        {"length": length, "candidates": candidates},
+    )
 
 
 def show(measured: xarray.Dataset, title: str) -> None:

@@ -8,6 +8,7 @@ in edits.py; a new choice of pairs is a `Band`. See docs/interventions.md.
 from rope_study.interventions.bands import Band, band, band_share, pair_products, random_band
 from rope_study.interventions.changes import edit
 from rope_study.interventions.edits import Intervention, ablate, permute, rescale, unrotate
+from rope_study.interventions.losses import token_losses
 from rope_study.interventions.measurement import measure, repeated_sequences
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "random_band",
     "repeated_sequences",
     "rescale",
+    "token_losses",
     "unrotate",
 ]

@@ -5,7 +5,7 @@ L layers.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import xarray
@@ -27,6 +27,19 @@ class Band:
 
     name: str
     choose: Callable[[np.ndarray, int, int], np.ndarray] = dataclasses.field(repr=False)
+
+    def in_heads(self, name: str, heads: Iterable[tuple[int, int]]) -> "Band":
+        """The band in the query heads (layer, head) only, such as those of one kind.
+
+        An edit of keys needs whole groups of heads that share them; of queries any will do.
+        """
+        places = frozenset((int(layer), int(head)) for layer, head in heads)
+
+        def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
+            pairs = self.choose(frequencies, layer, head)
+            return pairs if (layer, head) in places else pairs[:0]
+
+        return Band(f"{self.name} of {name}", choose)
 
 
 def band(
@@ -146,12 +159,16 @@ def pair_products(usage: xarray.Dataset) -> np.ndarray:
     of the means, which the probe has. It bounds the mean size of what the pair adds to a logit.
     """
     q, k = usage["q"].to_numpy(), usage["k"].to_numpy()
-    # Layers with fewer key heads end in NaN: the number of key heads differs from layer to layer.
-    heads, products = q.shape[1], np.full_like(q, np.nan)
-    for layer in range(len(q)):
-        kv_heads = int((~np.isnan(k[layer, :, 0])).sum())
-        products[layer] = q[layer] * np.repeat(k[layer, :kv_heads], heads // kv_heads, axis=0)
+    products = np.full_like(q, np.nan)
+    for layer, group in enumerate(_group_sizes(usage)):
+        products[layer] = q[layer] * np.repeat(k[layer, : q.shape[1] // group], group, axis=0)
     return products
+
+
+def _group_sizes(usage: xarray.Dataset) -> list[int]:
+    """How many query heads share their keys, by layer; with fewer key heads k ends in NaN."""
+    heads = usage.sizes["head"]
+    return [heads // int((~np.isnan(k[:, 0])).sum()) for k in usage["k"].to_numpy()]
 
 
 def band_share(usage: xarray.Dataset, band: Band) -> xarray.DataArray:
@@ -167,7 +184,9 @@ def band_share(usage: xarray.Dataset, band: Band) -> xarray.DataArray:
     return xarray.DataArray(shares, dims=datasets.BY_HEAD, attrs=attributes)
 
 
-def random_band(usage: xarray.Dataset, band: Band, seed: int = 0) -> Band:
+def random_band(
+    usage: xarray.Dataset, band: Band, seed: int = 0, *, by_key_head: bool = False
+) -> Band:
     """A control for a band: in each head as many other pairs at random, of about the same norm.
 
     The norm is the sum of mean |q^(k)| |k^(k)|. As many of the other pairs are drawn; then one
@@ -179,8 +198,10 @@ def random_band(usage: xarray.Dataset, band: Band, seed: int = 0) -> Band:
       usage: the dataset of probes.frequency_usage, of the decoder to edit.
       band: to compare with.
       seed: of the draw; every layer and head has its own.
+      by_key_head: one draw for the query heads that share their keys, by their mean norms, as
+        edits of keys need.
     """
-    products = pair_products(usage)
+    products, groups = pair_products(usage), _group_sizes(usage)
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
         pairs = band.choose(frequencies, layer, head)
@@ -190,8 +211,11 @@ def random_band(usage: xarray.Dataset, band: Band, seed: int = 0) -> Band:
                 f"random_band: {band.name} takes {len(pairs)} of {len(frequencies)} pairs, which"
                 " leaves too few others to compare with"
             )
-        drawn = np.random.default_rng((seed, layer, head)).permutation(others)
         norms = products[layer, head]
+        if by_key_head:
+            head -= head % groups[layer]
+            norms = products[layer, head : head + groups[layer]].mean(axis=0)
+        drawn = np.random.default_rng((seed, layer, head)).permutation(others)
         return np.sort(_exchange(drawn, len(pairs), norms, norms[pairs].sum()))
 
     return Band(f"random, as {band.name} (seed {seed})", choose)

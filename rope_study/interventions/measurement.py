@@ -19,6 +19,7 @@ from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
+from rope_study.interventions.losses import Options, loss_reader
 from rope_study.probes import datasets
 from rope_study.probes.run import describe, in_f32
 from rope_study.sharding import Layout, compiler
@@ -84,11 +85,8 @@ def measure(
     probed, layout = in_f32(decoder)
     repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)
     options = tuple(compiler.reading_options(params, layout).items())
-    losses_of = _compiled_losses(probed.config, layout, options)
+    losses_of = loss_reader(decoder, params)
     patterns_of = _compiled_patterns(probed.config, layout, options)
-
-    def token_losses(change: dict[str, Change], tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(losses_of(params, change, layout.place(tokens)), np.float64)
 
     def patterns(change: dict[str, Change], batch: Batch) -> list[dict]:
         sums = patterns_of(params, change, *(layout.place(array) for array in batch))
@@ -98,10 +96,10 @@ def measure(
     for name, change in edits.items():
         results[name] = _Result(
             losses=np.concatenate([
-                np.einsum("bt,bt->b", token_losses(change, tokens), weights[:, 1:])
+                np.einsum("bt,bt->b", losses_of(change, tokens), weights[:, 1:])
                 for tokens, weights in texts
             ]),
-            copying=None if repeated is None else _copying(token_losses(change, repeated[0])),
+            copying=None if repeated is None else _copying(losses_of(change, repeated[0])),
             patterns=_summed(patterns(change, batch) for batch in texts)
             if attention and name != PLAIN
             else [],
@@ -159,24 +157,7 @@ def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
     return checked
 
 
-# --- programs ---------------------------------------------------------------------------------
-# Kept, and one for all interventions: on small models compiling takes longer than running.
-
-Options = tuple[tuple[str, Any], ...]
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_losses(config: DecoderConfig, layout: Layout, options: Options) -> Callable:
-    """(params, changes, tokens[B, T]) -> f32[B, T - 1], the loss of every target."""
-
-    def run(params: dict, change: dict[str, Change], tokens: Array) -> Array:
-        targets = jnp.roll(tokens, -1, axis=1)
-        losses: Any = Decoder(config, layout).apply(
-            {"params": params}, tokens, targets, apply_changes(change), method="token_losses"
-        )
-        return losses[:, :-1]  # the last has no target
-
-    return jax.jit(run, out_shardings=layout.sharding(), compiler_options=dict(options))
+# --- attention --------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=8)
