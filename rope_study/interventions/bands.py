@@ -224,7 +224,7 @@ def random_band(
 def _exchange(drawn: np.ndarray, size: int, norms: np.ndarray, wanted: float) -> np.ndarray:
     """int[size]: the first of `drawn`, after exchanges with the rest towards the wanted norm."""
     inside, outside = drawn[:size].copy(), drawn[size:].copy()
-    while outside.size:
+    while inside.size and outside.size:
         missing = wanted - norms[inside].sum()
         after = np.abs(missing + norms[inside][:, None] - norms[outside])
         i, j = np.unravel_index(after.argmin(), after.shape)
