@@ -3,9 +3,12 @@
 They run in a copy of the project, in the order in which they stand; the python snippets of a page
 share their names. Only the settings of configs/quickstart.py are smaller there. A snippet that
 needs what is not there says so in a comment before it, <!-- not run: REASON -->, one of REASONS.
+A random model in the place of stories260K.bin has what the snippets name, so only that they run
+is tested, not what they print.
 """
 
 import dataclasses
+import itertools
 import json
 import lzma
 import os
@@ -19,6 +22,8 @@ from pathlib import Path
 import matplotlib
 import pytest
 import sentencepiece
+from test_llama2c import write as write_llama2c
+from test_tokenizers import write_llama2c as write_llama2c_tokenizer
 
 from rope_study.decoder import variants
 from rope_study.reports import results
@@ -32,7 +37,9 @@ REASONS = (
     "needs a downloaded model",
     "needs a GPU",
     "needs a TPU",
+    "needs Transformers",
     "trains for minutes",
+    "writes gigabytes",
 )
 MAKE_STUDY = "make study\n"
 QUICKSTART = """
@@ -49,6 +56,8 @@ FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>.*?) -->\n)?^```(?P<language>\S*)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+# Markdown's other kind of code; doctests stand in it, and tests/test_theory.py runs them.
+INDENTED = re.compile(r"\n\n {4,}(?!>>>)\S.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +90,7 @@ def test_snippets_have_a_language_and_known_reasons(page):
         assert snippet.reason is None or snippet.language != "text", snippet
     comments = page.read_text().count("<!-- not run")
     assert comments == sum(snippet.reason is not None for snippet in found)
+    assert INDENTED.findall(FENCE.sub("", page.read_text())) == []
 
 
 @pytest.mark.parametrize("page", PAGES, **names)
@@ -142,15 +152,16 @@ def imported(file: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, pytestconfig):
-    """A copy of the project in which `make study` was run, with a small wiki/ and bpe.model."""
+    """A copy of the project in which `make study` was run, with a text and a model beside it."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("benchmarks", "configs", "docs", "results"):
+    for name in ("benchmarks", "configs", "docs", "results", "tests/data"):
         shutil.copytree(ROOT / name, folder / name)
     for name in ("Makefile", "README.md", "constraints.txt", "setup.py"):
         shutil.copy(ROOT / name, folder)
     (folder / "configs/quickstart.py").write_text(QUICKSTART)
     write_environment(folder / ".venv")
     write_text(folder)
+    write_model(folder)
     run_shell(MAKE_STUDY, folder, pytestconfig.getoption("devices"))
     return folder
 
@@ -181,6 +192,16 @@ def write_text(folder: Path) -> None:
     for name, part in {"a": documents[:50], "b": documents[50:]}.items():
         with lzma.open(folder / f"wiki/{name}.jsonl.xz", "wt") as stream:
             stream.writelines(json.dumps({"text": text}) + "\n" for text in part)
+
+
+def write_model(folder: Path) -> None:
+    """stories260K.bin and its tokenizer: random, with heads as wide as those of the real one."""
+    letters = " .abcdefghijklmnopqrstuvwxyz"
+    pairs = map("".join, itertools.product(letters, repeat=2))  # half the tokens, half the time
+    pieces = [(0.0, piece) for piece in (*letters, *pairs)]
+    write_llama2c_tokenizer(folder / "tok512.bin", pieces)
+    sizes = {"D": 32, "F": 32, "L": 2, "N": 4, "K": 2, "V": 259 + len(pieces), "T": 512}
+    write_llama2c(folder / "stories260K.bin", **sizes)
 
 
 def run_shell(code: str, folder: Path, devices: int) -> None:
