@@ -220,8 +220,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     fresh = data.TrainBatches(tokens, 10, 8, 3, BOS)
     for step in (99, 0, 63):
         np.testing.assert_array_equal(fresh.batch(step), read[step])
-    other = data.TrainBatches(tokens, 10, 8, 4, BOS)
-    assert not np.array_equal(other.batch(0), read[0])
+    reseeded = data.TrainBatches(tokens, 10, 8, 4, BOS)
+    assert not np.array_equal(reseeded.batch(0), read[0])
     assert not np.array_equal(read[1], read[0])
 
 
@@ -289,11 +289,10 @@ def test_held_out_windows_are_evenly_spaced(max_windows, expected):
 
 
 def test_held_out_refuses_at_the_call():
-    refused = data.held_out_batches
     message = "has 9 tokens, one window needs 10: raise held_out"
-    refuse("held_out", message, refused, stream(9), 10, 4, BOS)
-    refuse("batch_size", "^batch_size=0 ", refused, stream(99), 10, 0, BOS)
-    refuse("max_windows", "^max_windows=0 ", refused, stream(99), 10, 4, BOS, 0)
+    refuse("held_out", message, data.held_out_batches, stream(9), 10, 4, BOS)
+    refuse("batch_size", "^batch_size=0 ", data.held_out_batches, stream(99), 10, 0, BOS)
+    refuse("max_windows", "^max_windows=0 ", data.held_out_batches, stream(99), 10, 4, BOS, 0)
 
 
 # --- a corpus ---------------------------------------------------------------------------------
@@ -327,11 +326,11 @@ def test_corpus_is_known_by_what_it_holds(tmp_path):
     """Nothing but another text or another side of a document makes it another one."""
     path = write_corpus(tmp_path)
     fingerprint = load_corpus(path).fingerprint
-    same = {"length": 16, "batch_size": 2}
-    assert load_corpus(write_corpus(tmp_path / "moved"), **same).fingerprint == fingerprint
+    batching = {"length": 16, "batch_size": 2}
+    assert load_corpus(write_corpus(tmp_path / "moved"), **batching).fingerprint == fingerprint
     assert load_corpus(path, held_out=0.4).fingerprint != fingerprint
-    other = write(tmp_path / "other.jsonl", open(path).read().replace("number 7", "number 77"))
-    assert load_corpus(other).fingerprint != fingerprint
+    new_path = write(tmp_path / "other.jsonl", open(path).read().replace("number 7", "number 77"))
+    assert load_corpus(new_path).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize(

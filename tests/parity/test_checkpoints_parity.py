@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(0).integers(0, 128, (8, 40))  # a row a device; w
 LOADED = claims.tolerances("case", numbers=3)
 EXPORTED = claims.tolerances("exported", numbers=1)
 ROTATED = {"q_rotated", "k_rotated"}
-OTHERS = {"v", "attention_output", "residual"}
+UNROTATED = {"v", "attention_output", "residual"}
 
 
 def logits_of(model):
@@ -53,10 +53,10 @@ def test_loaded_models_have_the_peers_logits_and_activations(case, tmp_path):
     logits, golden = peers.run(model, TOKENS)
     model.save_pretrained(tmp_path / case)
     decoder, params = checkpoints.load(tmp_path / case)
-    of_logits, of_rotated, of_others = LOADED[case]
+    of_logits, of_rotated, of_unrotated = LOADED[case]
     check_logits(decoder, params, logits, of_logits)
     compared = checkpoints.compare(decoder, params, golden)
-    allowed = dict.fromkeys(ROTATED, of_rotated) | dict.fromkeys(OTHERS, of_others)
+    allowed = dict.fromkeys(ROTATED, of_rotated) | dict.fromkeys(UNROTATED, of_unrotated)
     allowed["logits"] = of_logits
     differences = {name: 0.0 for name in allowed}
     for row in compared.rows:
@@ -150,9 +150,11 @@ def test_other_modalities_are_left_out(tmp_path):
     text |= {"sliding_window": 8, "query_pre_attn_scalar": 16}
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 1, "image_size": 14, "patch_size": 14}
-    whole = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=1
+    )
     torch.manual_seed(0)
-    model = transformers.Gemma3ForConditionalGeneration(whole).eval()
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "sees")
     decoder, params = checkpoints.load(tmp_path / "sees")
     check_logits(decoder, params, logits_of(model), LOADED["gemma3"][0])
