@@ -253,7 +253,7 @@ def test_train_batches_refuse():
     data.TrainBatches(stream(80), 10, 8, 0, BOS)
     message = r"has 79 tokens.* needs 80 \(8 rows of 10\).*more text.*batch_size or length"
     refuse("path", message, data.TrainBatches, stream(79), 10, 8, 0, BOS)
-    for length, batch_size, seed, wrong in [
+    for length, batch_size, seed, setting in [
         (0, 8, 0, "length=0"),
         (1.5, 8, 0, "length=1.5"),
         (10, 0, 0, "batch_size=0"),
@@ -262,7 +262,7 @@ def test_train_batches_refuse():
         (10, 8, 2**32, "seed=4294967296"),
     ]:
         arguments = stream(1000), length, batch_size, seed, BOS
-        refuse(wrong.split("=")[0], f"^{wrong} must be", data.TrainBatches, *arguments)
+        refuse(setting.split("=")[0], f"^{setting} must be", data.TrainBatches, *arguments)
 
 
 def test_held_out_visits_all_in_order_and_pads():
@@ -271,9 +271,9 @@ def test_held_out_visits_all_in_order_and_pads():
     assert [weights.tolist() for _, weights in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
     assert all(rows.shape == (4, 11) and rows.dtype == np.int32 for rows, _ in batches)
     assert all(weights.dtype == np.float32 for _, weights in batches)
-    real = np.concatenate([rows[weights == 1] for rows, weights in batches])
-    assert (real[:, 0] == BOS).all()
-    np.testing.assert_array_equal(real[:, 1:].ravel(), tokens[:100])
+    real_rows = np.concatenate([rows[weights == 1] for rows, weights in batches])
+    assert (real_rows[:, 0] == BOS).all()
+    np.testing.assert_array_equal(real_rows[:, 1:].ravel(), tokens[:100])
     last = batches[-1][0]
     assert all(any(np.array_equal(row, window) for window in last[:2]) for row in last[2:])
 
@@ -284,8 +284,8 @@ def test_held_out_visits_all_in_order_and_pads():
 )
 def test_held_out_windows_are_evenly_spaced(max_windows, expected):
     batches = data.held_out_batches(stream(10), 1, 3, BOS, max_windows)
-    real = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
-    assert real.tolist() == expected
+    visited = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
+    assert visited.tolist() == expected
 
 
 def test_held_out_refuses_at_the_call():

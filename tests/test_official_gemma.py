@@ -107,9 +107,9 @@ def test_loaded_models_have_the_peers_logits(name):
 def test_released_sizes_are_known_and_others_say_what_to_give():
     with pytest.raises(UserError, match=r"Gemma 2 of width 16.*never released.*config="):
         checkpoints.load(DATA / "gemma2")
-    wrong = dataclasses.replace(decoder_config("gemma2"), mlp_hidden=48)
+    wrong_config = dataclasses.replace(decoder_config("gemma2"), mlp_hidden=48)
     with pytest.raises(UserError, match=r"mlp_hidden=\d+, and config 48"):
-        checkpoints.load(DATA / "gemma2", config=wrong)
+        checkpoints.load(DATA / "gemma2", config=wrong_config)
 
 
 @pytest.mark.parametrize("key", gemma.RELEASED)

@@ -101,8 +101,11 @@ def test_checkpoint_of_eight_devices_restores_on_one(one_device_run, eight_devic
         restored = one_device_run[1].restore(manager)
     assert int(restored.step) == STEPS
     assert len(restored.params["embedding"].sharding.device_set) == 1
-    for mine, theirs in ((restored.params, state.params), (restored.opt_state, state.opt_state)):
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), mine, theirs)
+    for restored_tree, saved_tree in (
+        (restored.params, state.params),
+        (restored.opt_state, state.opt_state),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), restored_tree, saved_tree)
 
 
 def test_bfloat16_compute_keeps_f32_parameters_and_trains():

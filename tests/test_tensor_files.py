@@ -310,9 +310,9 @@ def test_peak_memory_is_one_part_and_the_pages_it_was_read_from(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({str(i): np.full((5000, 2500), i, ml_dtypes.bfloat16) for i in range(8)}, file)
     command = [sys.executable, "-c", MEASURE, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measurement = subprocess.run(command, capture_output=True, text=True, check=True)
     file.unlink()
-    added = json.loads(done.stdout)
+    added = json.loads(measurement.stdout)
     assert added["open"] < 2
     assert added["whole"] < 2 * 25 + 8
     assert added["rows"] < 2 * 1.5 + 8

@@ -472,8 +472,8 @@ def test_thm_6_1_bound_any_dimension(pairs):
         check_any_dimension(bound, head, frequencies, margin)
         # In the slowest channel alone, with 1 in place of 1 / sin(g / 2).
         slow = np.full(pairs, SLOWEST)
-        wrong = theory.thm_6_1_bound_any_dimension(*head, np.full(pairs, math.pi), margin)
-        missed += fails(check_any_dimension, wrong, head, slow, margin)
+        wrong_bound = theory.thm_6_1_bound_any_dimension(*head, np.full(pairs, math.pi), margin)
+        missed += fails(check_any_dimension, wrong_bound, head, slow, margin)
     assert missed > 0
 
 

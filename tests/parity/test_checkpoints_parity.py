@@ -73,10 +73,10 @@ def test_exported_again_they_are_the_same_models(case, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     decoder, params = checkpoints.load(tmp_path / "theirs")
     checkpoints.export(decoder, params, tmp_path / "ours", shard_bytes=100_000)
-    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    reloaded = type(model).from_pretrained(tmp_path / "ours").eval()
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+        assert torch.equal(value, reloaded.state_dict()[name]), name
+    np.testing.assert_array_equal(logits_of(reloaded), logits_of(model))
 
 
 LLAMA = {"norm_offset": 0.0, "activation": "silu", "scale_embedding": False, "tied": False}
