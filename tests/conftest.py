@@ -22,6 +22,6 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     eight = config.getoption("--devices") == 8
-    wanted = [item for item in items if bool(item.get_closest_marker("eight_devices")) == eight]
-    config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
-    items[:] = wanted
+    selected = [item for item in items if bool(item.get_closest_marker("eight_devices")) == eight]
+    config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = selected

@@ -126,7 +126,7 @@ def read(path: Path) -> dict:
     return json.loads(parse(path.read_text(encoding="utf-8"))[1][0])
 
 
-def stored_weights(data: dict, text: int, layer: int, head: int) -> np.ndarray:
-    stored = data["texts"][text]
+def stored_weights(page_data: dict, text: int, layer: int, head: int) -> np.ndarray:
+    stored = page_data["texts"][text]
     levels = np.frombuffer(base64.b64decode(stored["weights"][layer][head]), np.uint8)
     return levels.reshape(len(stored["queries"]), len(stored["keys"])) / 255

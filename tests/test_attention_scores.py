@@ -218,10 +218,10 @@ def test_tra_equals_its_float64_statement(arrays):
     for b, h, i in np.ndindex(B, N, T):
         s = [max(0.0, q[b, i, h] @ k[b, j, h // 2] / math.sqrt(H)) for j in range(i + 1)]
         delta = math.log(sigmoid(gate(arrays, w, "tra", b, h, i)))
-        kept = [j for j in range(i + 1) if s[j] > 0]
-        if kept:
-            row = [s[j] + delta * sum(1 for t in kept if t >= j) for j in kept]
-            expected[b, h, i, kept] = np.exp(row) / np.sum(np.exp(row))
+        kept_keys = [j for j in range(i + 1) if s[j] > 0]
+        if kept_keys:
+            row = [s[j] + delta * sum(1 for t in kept_keys if t >= j) for j in kept_keys]
+            expected[b, h, i, kept_keys] = np.exp(row) / np.sum(np.exp(row))
     assert (expected.sum(axis=-1) == 0).any(), "the case must have an empty row"
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
@@ -375,8 +375,8 @@ def test_dpe_runs_a_trained_decoder():
     params = random_parameters(config)
     run = lambda config, p: jax.jit(Decoder(config).apply)({"params": p}, tokens)[0]  # noqa: E731
     plain = run(config, params)
-    same = variants.apply(config, "dpe(scales=(1, 1), window=4)")[1]
-    np.testing.assert_allclose(run(same, params), plain, atol=1e-5)
+    unit_scales = variants.apply(config, "dpe(scales=(1, 1), window=4)")[1]
+    np.testing.assert_allclose(run(unit_scales, params), plain, atol=1e-5)
     far = run(variants.apply(config, "dpe(scales=(2, 4), window=4)")[1], params)
     np.testing.assert_allclose(far[:, :4], plain[:, :4], atol=1e-5)
     assert not np.allclose(far[:, 5:], plain[:, 5:], atol=1e-3)
@@ -392,10 +392,10 @@ def test_pairs_go_to_their_layers():
     config = dataclasses.replace(presets.tiny(), layers=5, pattern=presets.tiny().pattern * 2)
     pairs = np.arange(5)[:, None, None] * np.ones((5, 4, 8))
     params = dpe.add_pairs({"pattern_0": {}, "pattern_1": {}, "remainder_0": {}}, config, pairs)
-    found = {
+    pairs_by_part = {
         name: np.asarray(value[dpe.PAIRS])[..., 0, 0].tolist() for name, value in params.items()
     }
-    assert found == {"pattern_0": [0, 2], "pattern_1": [1, 3], "remainder_0": 4}
+    assert pairs_by_part == {"pattern_0": [0, 2], "pattern_1": [1, 3], "remainder_0": 4}
 
 
 def test_key_pairs_have_the_largest_products():
@@ -411,9 +411,9 @@ def test_dpe_refuses_what_it_cannot_do():
         dpe.Dpe((2, 0))
     with pytest.raises(UserError, match=r"scales\[1\]=2.5 must be a whole number"):
         dpe.Dpe((2, 2.5))
-    for other in (lambda x, positions: x, rotary.fope(64), rotary.learned_rope()):
+    for encoding in (lambda x, positions: x, rotary.fope(64), rotary.learned_rope()):
         with pytest.raises(UserError, match="does not name"):
-            variants.apply(config.with_rotary(other), "dpe(scales=(2,))")
+            variants.apply(config.with_rotary(encoding), "dpe(scales=(2,))")
     with pytest.raises(UserError, match="do not divide into 3 groups"):
         config = variants.apply(config, "dpe(scales=(1, 2, 4))")[1]
         jax.eval_shape(Decoder(config).init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
@@ -462,10 +462,10 @@ def test_causal_trains_and_reaches_its_parameters(variant):
         return jax.value_and_grad(loss)(params)
 
     tokens = jax.random.randint(jax.random.key(7), (2, 16), 0, 64)
-    targets, everywhere = tokens % 16, jnp.ones((2, 16))
+    targets, all_positions = tokens % 16, jnp.ones((2, 16))
     losses = []
     for _ in range(20):
-        value, gradients = objective(params, tokens, targets, everywhere)
+        value, gradients = objective(params, tokens, targets, all_positions)
         losses.append(float(value))
         params = jax.tree.map(lambda p, g: p - 3e-3 * jnp.sign(g), params, gradients)
     assert np.isfinite(losses).all() and losses[-1] < losses[0] - 0.5, losses
@@ -474,8 +474,8 @@ def test_causal_trains_and_reaches_its_parameters(variant):
         assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, name
     # Now trained, so that what starts at 0 (cope) counts too. Row t is read at position t only.
     rows = jnp.broadcast_to(jnp.arange(16), (2, 16))
-    only = jnp.zeros((2, 16)).at[:, 9].set(1.0)
-    gradient = objective(params, rows, targets, only)[1]["embedding"]
+    position_9 = jnp.zeros((2, 16)).at[:, 9].set(1.0)
+    gradient = objective(params, rows, targets, position_9)[1]["embedding"]
     influence = np.abs(gradient[:16]).sum(axis=-1)
     np.testing.assert_array_equal(influence[10:], 0.0)
     assert (influence[8:10] > 0).all(), influence
@@ -490,13 +490,13 @@ def init(config):
 def test_parts_leave_the_initial_weights_of_the_rest():
     """A study compares variants from the same weights, whatever arrays they add."""
     plain = init(TINY)
-    changed = init(variants.apply(TINY, "nope + qk_norm() + ss_max() + t5_bias()")[1])
-    changed_too = init(variants.apply(TINY, "nope + cable()")[1])
+    with_parts = init(variants.apply(TINY, "nope + qk_norm() + ss_max() + t5_bias()")[1])
+    with_cable = init(variants.apply(TINY, "nope + cable()")[1])
     for name, value in plain["pattern_0"].items():
-        np.testing.assert_array_equal(value, changed["pattern_0"][name], err_msg=name)
-        np.testing.assert_array_equal(value, changed_too["pattern_0"][name], err_msg=name)
-    np.testing.assert_array_equal(plain["embedding"], changed["embedding"])
-    assert set(changed["shared"]) == {"t5_bias"} and "shared" not in plain
+        np.testing.assert_array_equal(value, with_parts["pattern_0"][name], err_msg=name)
+        np.testing.assert_array_equal(value, with_cable["pattern_0"][name], err_msg=name)
+    np.testing.assert_array_equal(plain["embedding"], with_parts["embedding"])
+    assert set(with_parts["shared"]) == {"t5_bias"} and "shared" not in plain
 
 
 @dataclasses.dataclass(frozen=True)

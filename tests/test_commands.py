@@ -114,15 +114,15 @@ def test_flags_name_themselves_in_errors(capfd):
 def test_one_program_runs_every_command():
     """`rope-study encodings` prints what the module prints; a typo names the nearest."""
     run = "import sys; sys.argv = ['rope-study', {!r}]; from rope_study.command import main; main()"
-    done = subprocess.run(
+    listing = subprocess.run(
         [sys.executable, "-c", run.format("encodings")], capture_output=True, text=True, check=True
     )
-    assert "p_rope(p=0.75" in done.stdout
-    wrong = subprocess.run(
+    assert "p_rope(p=0.75" in listing.stdout
+    refusal = subprocess.run(
         [sys.executable, "-c", run.format("studdy")], capture_output=True, text=True
     )
-    assert wrong.returncode == 2
-    assert wrong.stderr.startswith("error: unknown command 'studdy'. Did you mean 'study'?")
+    assert refusal.returncode == 2
+    assert refusal.stderr.startswith("error: unknown command 'studdy'. Did you mean 'study'?")
     assert set(command.COMMANDS) == {
         "study", "train", "evaluate", "probe", "generate", "encodings",
     }  # fmt: skip

@@ -220,8 +220,8 @@ def test_a_batch_is_a_function_of_seed_and_step():
     fresh = data.TrainBatches(tokens, 10, 8, 3, BOS)
     for step in (99, 0, 63):
         np.testing.assert_array_equal(fresh.batch(step), read[step])
-    other = data.TrainBatches(tokens, 10, 8, 4, BOS)
-    assert not np.array_equal(other.batch(0), read[0])
+    reseeded = data.TrainBatches(tokens, 10, 8, 4, BOS)
+    assert not np.array_equal(reseeded.batch(0), read[0])
     assert not np.array_equal(read[1], read[0])
 
 
@@ -253,7 +253,7 @@ def test_train_batches_refuse():
     data.TrainBatches(stream(80), 10, 8, 0, BOS)
     message = r"has 79 tokens.* needs 80 \(8 rows of 10\).*more text.*batch_size or length"
     refuse("path", message, data.TrainBatches, stream(79), 10, 8, 0, BOS)
-    for length, batch_size, seed, wrong in [
+    for length, batch_size, seed, setting in [
         (0, 8, 0, "length=0"),
         (1.5, 8, 0, "length=1.5"),
         (10, 0, 0, "batch_size=0"),
@@ -262,7 +262,7 @@ def test_train_batches_refuse():
         (10, 8, 2**32, "seed=4294967296"),
     ]:
         arguments = stream(1000), length, batch_size, seed, BOS
-        refuse(wrong.split("=")[0], f"^{wrong} must be", data.TrainBatches, *arguments)
+        refuse(setting.split("=")[0], f"^{setting} must be", data.TrainBatches, *arguments)
 
 
 def test_held_out_visits_all_in_order_and_pads():
@@ -271,9 +271,9 @@ def test_held_out_visits_all_in_order_and_pads():
     assert [weights.tolist() for _, weights in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
     assert all(rows.shape == (4, 11) and rows.dtype == np.int32 for rows, _ in batches)
     assert all(weights.dtype == np.float32 for _, weights in batches)
-    real = np.concatenate([rows[weights == 1] for rows, weights in batches])
-    assert (real[:, 0] == BOS).all()
-    np.testing.assert_array_equal(real[:, 1:].ravel(), tokens[:100])
+    real_rows = np.concatenate([rows[weights == 1] for rows, weights in batches])
+    assert (real_rows[:, 0] == BOS).all()
+    np.testing.assert_array_equal(real_rows[:, 1:].ravel(), tokens[:100])
     last = batches[-1][0]
     assert all(any(np.array_equal(row, window) for window in last[:2]) for row in last[2:])
 
@@ -284,16 +284,15 @@ def test_held_out_visits_all_in_order_and_pads():
 )
 def test_held_out_windows_are_evenly_spaced(max_windows, expected):
     batches = data.held_out_batches(stream(10), 1, 3, BOS, max_windows)
-    real = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
-    assert real.tolist() == expected
+    visited = np.concatenate([rows[weights == 1, 1] for rows, weights in batches])
+    assert visited.tolist() == expected
 
 
 def test_held_out_refuses_at_the_call():
-    refused = data.held_out_batches
     message = "has 9 tokens, one window needs 10: raise held_out"
-    refuse("held_out", message, refused, stream(9), 10, 4, BOS)
-    refuse("batch_size", "^batch_size=0 ", refused, stream(99), 10, 0, BOS)
-    refuse("max_windows", "^max_windows=0 ", refused, stream(99), 10, 4, BOS, 0)
+    refuse("held_out", message, data.held_out_batches, stream(9), 10, 4, BOS)
+    refuse("batch_size", "^batch_size=0 ", data.held_out_batches, stream(99), 10, 0, BOS)
+    refuse("max_windows", "^max_windows=0 ", data.held_out_batches, stream(99), 10, 4, BOS, 0)
 
 
 # --- a corpus ---------------------------------------------------------------------------------
@@ -327,11 +326,11 @@ def test_corpus_is_known_by_what_it_holds(tmp_path):
     """Nothing but another text or another side of a document makes it another one."""
     path = write_corpus(tmp_path)
     fingerprint = load_corpus(path).fingerprint
-    same = {"length": 16, "batch_size": 2}
-    assert load_corpus(write_corpus(tmp_path / "moved"), **same).fingerprint == fingerprint
+    batching = {"length": 16, "batch_size": 2}
+    assert load_corpus(write_corpus(tmp_path / "moved"), **batching).fingerprint == fingerprint
     assert load_corpus(path, held_out=0.4).fingerprint != fingerprint
-    other = write(tmp_path / "other.jsonl", open(path).read().replace("number 7", "number 77"))
-    assert load_corpus(other).fingerprint != fingerprint
+    new_path = write(tmp_path / "other.jsonl", open(path).read().replace("number 7", "number 77"))
+    assert load_corpus(new_path).fingerprint != fingerprint
 
 
 @pytest.mark.parametrize(

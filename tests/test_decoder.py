@@ -89,11 +89,11 @@ def test_scan_and_remat_equal_unrolled():
 def test_layers_of_a_pattern_run_in_order():
     """Moving the only NoPE layer of four changes the result, and specs repeat by place."""
     config = dataclasses.replace(TINY, layers=4)
-    first = dataclasses.replace(config, pattern=(LayerSpec(rotary.nope()), *[LayerSpec()] * 3))
-    last = dataclasses.replace(config, pattern=(*[LayerSpec()] * 3, LayerSpec(rotary.nope())))
-    assert first.layer_specs[0].rotary == rotary.nope()
-    variables = init(first)
-    assert not np.allclose(logits(first, variables), logits(last, variables))
+    nope_first = dataclasses.replace(config, pattern=(LayerSpec(rotary.nope()), *[LayerSpec()] * 3))
+    nope_last = dataclasses.replace(config, pattern=(*[LayerSpec()] * 3, LayerSpec(rotary.nope())))
+    assert nope_first.layer_specs[0].rotary == rotary.nope()
+    variables = init(nope_first)
+    assert not np.allclose(logits(nope_first, variables), logits(nope_last, variables))
 
 
 def test_parameter_counts_of_the_released_models():
@@ -137,11 +137,11 @@ def test_blocks_of_queries_equal_all_at_once(window, chunk, biased, monkeypatch)
         return attention.attend(q, k, v, window, chunk=chunk, softmax=softmax if biased else None)
 
     loss = lambda *a: jnp.sum(jnp.sin(run(*a)))  # noqa: E731
-    both = lambda *a: (run(*a), jax.grad(loss, (0, 1, 2))(*a))  # noqa: E731
-    expected = jax.jit(lambda *a: both(*a))(q, k, v)
+    output_and_gradients = lambda *a: (run(*a), jax.grad(loss, (0, 1, 2))(*a))  # noqa: E731
+    expected = jax.jit(lambda *a: output_and_gradients(*a))(q, k, v)
     for name, value in {"LONG": 8, "QUERY_BLOCK": 4, "KEY_PARTS": 3}.items():
         monkeypatch.setattr(attention, name, value)
-    got = jax.jit(lambda *a: both(*a))(q, k, v)  # another function: compiled anew
+    got = jax.jit(lambda *a: output_and_gradients(*a))(q, k, v)  # another function: compiled anew
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
 
 
@@ -159,10 +159,10 @@ def test_attention_that_probes_see_is_the_layers_own_in_blocks(pattern, monkeypa
             }
         )
 
-    seen = Probe("seen", ("attention",), measure)
+    probe = Probe("seen", ("attention",), measure)
 
     def run():
-        apply = lambda v: Decoder(config).apply(v, TOKENS, probes=[seen])[1]["seen"]  # noqa: E731
+        apply = lambda v: Decoder(config).apply(v, TOKENS, probes=[probe])[1]["seen"]  # noqa: E731
         return jax.jit(apply)(variables)
 
     expected = run()
@@ -207,19 +207,19 @@ def test_probes_see_every_name_with_and_without_remat(remat, scan):
 
 def test_what_reads_no_residual_is_measured_before_the_mlp():
     """Each of two probes tells what was there when it was asked."""
-    there = {}
+    activation_names = {}
 
-    def asked(name, reads):
+    def recording_probe(name, reads):
         def measure(activations, weights):
-            there[name] = set(activations)
+            activation_names[name] = set(activations)
             return jnp.sum(activations[reads])
 
         return Probe(name, (reads,), measure)
 
-    probes = [asked("late", "residual"), asked("early", "q")]
+    probes = [recording_probe("late", "residual"), recording_probe("early", "q")]
     _, aux = Decoder(TINY).apply(init(TINY), TOKENS, probes=probes)
-    assert there["late"] == {*HOOK_POINTS, *CONSTANTS}
-    assert there["early"] == there["late"] - {"residual"}
+    assert activation_names["late"] == {*HOOK_POINTS, *CONSTANTS}
+    assert activation_names["early"] == activation_names["late"] - {"residual"}
     assert list(aux) == ["late", "early"] and np.isfinite(aux["early"]).all()
 
 
@@ -256,12 +256,12 @@ def test_an_edit_changes_one_layer():
     """Zeroing the values of layer 1 of 3 leaves what layer 0 does and changes what follows."""
     config = dataclasses.replace(TINY, layers=3)
     variables = init(config)
-    seen = Probe("seen", ("residual",), lambda a, w: a["residual"])
+    probe = Probe("seen", ("residual",), lambda a, w: a["residual"])
 
     def zero_values(name, layer, value):
         return jnp.where(layer == 1, 0.0, value) if name == "v" else value
 
-    run = lambda **kw: Decoder(config).apply(variables, TOKENS, probes=[seen], **kw)[1]["seen"]  # noqa: E731
+    run = lambda **kw: Decoder(config).apply(variables, TOKENS, probes=[probe], **kw)[1]["seen"]  # noqa: E731
     plain, edited = run(), run(edit=zero_values)
     np.testing.assert_array_equal(plain[0], edited[0])
     assert not np.allclose(plain[1], edited[1])
@@ -317,7 +317,7 @@ def test_what_does_not_decay_says_so():
     _, config = variants.apply(TINY, "learned_rope + qk_norm() + ss_max() + fox()")
     tree = parameter_tree(dataclasses.replace(config, layer_scalar=True))
     layer = tree["pattern_0"] | tree["shared"]
-    still = {name for name, parameter in layer.items() if not parameter.decay}
+    undecayed = {name for name, parameter in layer.items() if not parameter.decay}
     norms = {"attention_norm", "mlp_norm", "q_norm", "k_norm"}
-    assert still == norms | {"ss_max_scale", "fox_bias", "rotary_log_scale", "layer_scalar"}
+    assert undecayed == norms | {"ss_max_scale", "fox_bias", "rotary_log_scale", "layer_scalar"}
     assert tree["embedding"].decay and not tree["final_norm"].decay

@@ -109,13 +109,13 @@ def test_half_truncated_rope_reaches_the_end_of_its_range():
 
 def test_hope_is_p_rope_with_p_star():
     for context, theta, head_dim in [(512, 1e4, 64), (8192, 1e4, 256), (4096, 5e5, 128)]:
-        kept = rotary.hope(context, theta).inverse_frequencies(head_dim)
+        hope = rotary.hope(context, theta).inverse_frequencies(head_dim)
         p = rotary.p_star(context, theta)
         # Pair k = 0, 1, ... completes a cycle where 2k/d <= p*: one pair more than p* d/2.
         pairs = math.floor(p * head_dim / 2) + 1
-        same = rotary.p_rope(2 * pairs / head_dim, theta).inverse_frequencies(head_dim)
-        np.testing.assert_array_equal(same, kept)
-        assert 0 < np.count_nonzero(kept) < head_dim / 2
+        p_rope = rotary.p_rope(2 * pairs / head_dim, theta).inverse_frequencies(head_dim)
+        np.testing.assert_array_equal(p_rope, hope)
+        assert 0 < np.count_nonzero(hope) < head_dim / 2
 
 
 def test_ntk_keeps_the_fastest_and_slows_the_slowest_by_the_factor():
@@ -237,9 +237,9 @@ def test_what_is_marked_not_relative_is_not():
 def fope_float64(x, positions, context, theta, mixtures, pad):
     """FoPE from its definition, term by term: x[T, N, d] with one basis for every head."""
     d = x.shape[-1]
-    kept = [theta ** (-2 * k / d) for k in range(d // 2)]
-    kept = np.array([g for g in kept if g >= 2 * np.pi / context])
-    waves = np.cos(positions[:, None] * kept), np.sin(positions[:, None] * kept)
+    frequencies = [theta ** (-2 * k / d) for k in range(d // 2)]
+    frequencies = np.array([g for g in frequencies if g >= 2 * np.pi / context])
+    waves = np.cos(positions[:, None] * frequencies), np.sin(positions[:, None] * frequencies)
     cos, sin = np.ones((2, len(positions), 1, d // 2))
     sin = sin * pad
     for m in range(mixtures.shape[-1]):
@@ -301,9 +301,9 @@ def test_released_fope_leads_every_other_frequency_where_it_has_too_few_pairs():
 
 def test_fope_heads_of_a_group_share_the_basis_of_their_key_head():
     encoding, positions = fope(2048, heads=2), jnp.array([[901]])
-    one = random((1, 1, 1, HEAD_DIM))
-    q = encoding(jnp.tile(one, (1, 1, 6, 1)), positions)[0, 0]
-    k = encoding(jnp.tile(one, (1, 1, 2, 1)), positions)[0, 0]
+    vector = random((1, 1, 1, HEAD_DIM))
+    q = encoding(jnp.tile(vector, (1, 1, 6, 1)), positions)[0, 0]
+    k = encoding(jnp.tile(vector, (1, 1, 2, 1)), positions)[0, 0]
     np.testing.assert_array_equal(q, np.repeat(k, 3, axis=0))
     assert np.abs(k[0] - k[1]).max() > 0.1
     with pytest.raises(UserError, match="3 heads do not divide into 2 bases"):
@@ -403,8 +403,8 @@ def test_converted_weights_give_the_logits_of_the_interleaved_model():
     q, k = (encoding(jnp.einsum("btd,dnh->btnh", x, w), jnp.asarray(positions)) for w in ours)
     got = np.einsum("btnh,bsnh->bnts", q, k)
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
-    wrong = np.einsum("btd,dnh->btnh", x, w_q)  # not converted
-    assert np.abs(np.asarray(encoding(wrong, positions)) - np.asarray(q)).max() > 1
+    unconverted = np.einsum("btd,dnh->btnh", x, w_q)
+    assert np.abs(np.asarray(encoding(unconverted, positions)) - np.asarray(q)).max() > 1
 
 
 def test_probes_read_frequencies_in_order_for_both_layouts():
@@ -454,13 +454,13 @@ def test_on_text_videorope_is_rope_and_hope_vlm_is_p_rope(temporal_pairs_turn, o
     "theta, context, p", [(1e4, 8192, 0.779), (5e5, 4096, 0.494), (1e6, 131_072, 0.720)]
 )
 def test_describe_counts_cycles_over_the_context(theta, context, p):
-    found = describe(rotary.rope(theta), 256, context)
-    assert found.p_star == pytest.approx(p, abs=5e-4)
-    assert abs(found.fraction - found.p_star) <= 1 / 128  # one pair is 1/128 of them
+    description = describe(rotary.rope(theta), 256, context)
+    assert description.p_star == pytest.approx(p, abs=5e-4)
+    assert abs(description.fraction - description.p_star) <= 1 / 128  # one pair is 1/128 of them
     np.testing.assert_allclose(
-        found.cycles, context / (2 * np.pi) * theta ** (-np.arange(128) / 128), rtol=1e-12
+        description.cycles, context / (2 * np.pi) * theta ** (-np.arange(128) / 128), rtol=1e-12
     )
-    assert found.fraction == np.mean(found.cycles >= 1)
+    assert description.fraction == np.mean(description.cycles >= 1)
 
 
 def test_description_prints_a_row_a_pair():
@@ -482,16 +482,16 @@ def test_description_prints_a_row_a_pair():
 @pytest.mark.parametrize("spelling", EXAMPLES, **ids)
 def test_names_are_read_back_to_the_same_encoding(spelling):
     encoding = parse(spelling)
-    again = parse(encoding.name)
-    assert again == encoding and again.name == encoding.name and hash(again) == hash(encoding)
+    parsed = parse(encoding.name)
+    assert parsed == encoding and parsed.name == encoding.name and hash(parsed) == hash(encoding)
     assert len(folder_name(encoding.name).encode()) <= 255
-    np.testing.assert_array_equal(again.inverse_frequencies(64), encoding.inverse_frequencies(64))
+    np.testing.assert_array_equal(parsed.inverse_frequencies(64), encoding.inverse_frequencies(64))
 
 
 def test_a_list_of_one_number_is_read_back():
     encoding = rotary.longrope((1.0,), (2.5,), 4096, 8192, 32)
-    again = parse(encoding.name)
-    assert again == encoding and again.inverse_frequencies(2) == [1 / 2.5]
+    parsed = parse(encoding.name)
+    assert parsed == encoding and parsed.inverse_frequencies(2) == [1 / 2.5]
 
 
 def test_long_names_stay_apart_as_folders():
@@ -501,7 +501,7 @@ def test_long_names_stay_apart_as_folders():
 
 
 def test_spellings_are_strict():
-    for bad, message in {
+    for spelling, message in {
         "yarn": r"unknown encoding 'yarn'.*'yarn_rope'",
         "yarn_rope(4, contxt=2048)": r"no parameter 'contxt'.*'context'",
         "hope": "missing a required argument: 'context'.*hope",
@@ -522,7 +522,7 @@ def test_spellings_are_strict():
         "hope(1e999)": "context=inf must be at least 1",
     }.items():
         with pytest.raises(UserError, match=message):
-            parse(bad)
+            parse(spelling)
 
 
 @pytest.mark.parametrize("name", rotary.ENCODINGS)
@@ -539,15 +539,15 @@ def test_every_encoding_says_its_formula_its_source_and_its_arguments(name):
 
 
 def test_the_module_lists_all_encodings():
-    done = subprocess.run(
+    listing = subprocess.run(
         [sys.executable, "-m", "rope_study.encodings"], capture_output=True, text=True, check=True
     )
-    assert done.stderr == ""
+    assert listing.stderr == ""
     for table in variants.REGISTRIES.values():
         for name in table:
-            assert re.search(rf"^{name}\(", done.stdout, re.MULTILINE)
+            assert re.search(rf"^{name}\(", listing.stdout, re.MULTILINE)
     for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
         pattern = rf"^{name}\(.*?attention: (.*?)$"
-        entry = re.search(pattern, done.stdout, re.MULTILINE | re.DOTALL)
+        entry = re.search(pattern, listing.stdout, re.MULTILINE | re.DOTALL)
         assert entry and entry[1] == backends
-    assert "p_rope(p=0.75, theta=10000.0, factor=None)" in done.stdout
+    assert "p_rope(p=0.75, theta=10000.0, factor=None)" in listing.stdout

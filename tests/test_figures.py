@@ -219,14 +219,14 @@ def test_loss_curves_survive_a_short_and_a_diverged_run():
 
 @pytest.fixture
 def page(tmp_path) -> str:
-    row = {"perplexity": 4.4627, "loss": 1.4957, "difference": None, "difference_se": None}
-    row |= {"name": "rope()", "train_loss": 1.3579, "tokens_per_second": 71.2}
-    other = {"perplexity": 4.4414, "loss": 1.4909, "difference": -0.0048, "difference_se": 0.0013}
-    other |= {"name": "mine:<b>&", "train_loss": 1.2468, "tokens_per_second": 4082.9}
+    rope_row = {"perplexity": 4.4627, "loss": 1.4957, "difference": None, "difference_se": None}
+    rope_row |= {"name": "rope()", "train_loss": 1.3579, "tokens_per_second": 71.2}
+    hostile = {"perplexity": 4.4414, "loss": 1.4909, "difference": -0.0048, "difference_se": 0.0013}
+    hostile |= {"name": "mine:<b>&", "train_loss": 1.2468, "tokens_per_second": 4082.9}
     results = {
         "title": "A <study>",
         "summary": "Two models & one text",
-        "encodings": [row, other],
+        "encodings": [rope_row, hostile],
         "facts": {"parameters": 1234567, "corpus": "<i>http://example.org/corpus"},
         "captions": {"usage": 'Look for "bright" <columns>'},
     }
@@ -318,8 +318,8 @@ def test_construction_points_and_attends_where_theorem_5_3_says(offset):
     before, after, attention = figure.axes[:3]
     (query,), keys = (np.arctan2(quiver.V, quiver.U) for quiver in after.collections)
     np.testing.assert_allclose(np.exp(1j * query), np.exp(1j * keys[6 - offset]), atol=1e-12)
-    others = np.delete(keys, 6 - offset)
-    assert np.cos(others - query).max() < np.cos(0.6)
+    rival_keys = np.delete(keys, 6 - offset)
+    assert np.cos(rival_keys - query).max() < np.cos(0.6)
     k, q = (np.arctan2(quiver.V, quiver.U)[0] for quiver in before.collections)
     assert k - q == pytest.approx(0.7 * offset)
     weights = attention.images[0].get_array()

@@ -51,9 +51,9 @@ def test_what_was_written_is_loaded(name, tmp_path):
     expected = dataclasses.replace(CONFIGS[name], source="tiny, F32")
     assert decoder.config == expected
     for where, array in jax.tree_util.tree_leaves_with_path(loaded):
-        wanted = parameter_at(params, [key.key for key in where])
+        written = parameter_at(params, [key.key for key in where])
         tolerance = 2e-7 if "norm" in where[-1].key else 0  # 1 + w - 1
-        np.testing.assert_allclose(array, wanted, rtol=0, atol=tolerance, err_msg=str(where))
+        np.testing.assert_allclose(array, written, rtol=0, atol=tolerance, err_msg=str(where))
 
 
 def test_a_llama_is_permuted_in_its_file(tmp_path):
@@ -93,9 +93,9 @@ def test_a_part_is_the_part_of_the_whole(index, tmp_path):
     path, _ = make(tmp_path, LLAMA, "Q4_1")
     reader = open_checkpoint(path).reader
     for name in ("blk.0.ffn_down.weight", "token_embd.weight"):
-        whole = reader.read(name)
-        assert whole.shape == reader.shape(name) and whole.dtype == reader.dtype(name)
-        np.testing.assert_array_equal(reader.read(name, index), whole[index])
+        tensor = reader.read(name)
+        assert tensor.shape == reader.shape(name) and tensor.dtype == reader.dtype(name)
+        np.testing.assert_array_equal(reader.read(name, index), tensor[index])
 
 
 def test_parameters_are_f32_or_as_asked(tmp_path):
@@ -188,13 +188,13 @@ def test_other_architectures_are_refused(name, match, tmp_path):
 
 
 def test_missing_and_extra_tensors_are_named(tmp_path):
-    def less(stored):
+    def drop(stored):
         return {name: array for name, array in stored.items() if name != "blk.1.attn_k.weight"}
 
-    def more(stored):
+    def add(stored):
         return stored | {"blk.0.attn_q.bias": np.zeros(32, np.float32)}
 
-    for i, (change, name) in enumerate(((less, "blk.1.attn_k.weight"), (more, "attn_q.bias"))):
+    for i, (change, name) in enumerate(((drop, "blk.1.attn_k.weight"), (add, "attn_q.bias"))):
         (tmp_path / str(i)).mkdir()
         path, _ = make(tmp_path / str(i), LLAMA, changes=change)
         with pytest.raises(UserError, match=name) as error:
@@ -314,10 +314,10 @@ def test_saved_it_is_the_same(fields, tmp_path):
     tokenizer = tokenizer_of(tmp_path, **fields)
     (tmp_path / "run").mkdir()
     name = tokenizer.save(tmp_path / "run")
-    again = data.load_tokenizer(tmp_path / "run" / name)
-    assert again.fingerprint == tokenizer.fingerprint and again.bos == tokenizer.bos
+    reloaded = data.load_tokenizer(tmp_path / "run" / name)
+    assert reloaded.fingerprint == tokenizer.fingerprint and reloaded.bos == tokenizer.bos
     text = "ab 12 é <|end|><think>"
-    np.testing.assert_array_equal(again.encode(text), tokenizer.encode(text))
+    np.testing.assert_array_equal(reloaded.encode(text), tokenizer.encode(text))
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,12 @@ def contribution() -> xr.DataArray:
 
 def test_attention_patterns_show_the_weights_and_the_tokens(attention):
     figure = figures.attention_patterns({"one": attention, "two": attention / 2})
-    one, two = (image.get_array() for image in images(figure)[:2])
+    weights, halved = (image.get_array() for image in images(figure)[:2])
     lower = np.tri(T, dtype=bool)
-    np.testing.assert_array_equal(one[lower], attention.values[lower])
-    np.testing.assert_array_equal(two[lower], attention.values[lower] / 2)
+    np.testing.assert_array_equal(weights[lower], attention.values[lower])
+    np.testing.assert_array_equal(halved[lower], attention.values[lower] / 2)
     # Keys after the query are no weights of 0: they are left out.
-    assert np.isnan(np.ma.filled(one, np.nan)[~lower]).all()
+    assert np.isnan(np.ma.filled(weights, np.nan)[~lower]).all()
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == ["<bos>", r"\$a\$", "b", "'", "▁c", "d"]
     for part in ("a model", "layer 1, head 3", "attention weight", "query [token]"):
@@ -64,8 +64,8 @@ def test_a_grid_has_no_empty_panels(attention):
 def test_long_texts_have_places_and_no_labels():
     weights = np.eye(60)
     coords = {f"{axis}_token": (axis, np.array(["x"] * 60, object)) for axis in ("query", "key")}
-    data = xr.DataArray(weights, dims=("query", "key"), coords=coords, attrs=PLACE)
-    figure = figures.attention_patterns({"long": data})
+    attention_map = xr.DataArray(weights, dims=("query", "key"), coords=coords, attrs=PLACE)
+    figure = figures.attention_patterns({"long": attention_map})
     assert "x" not in [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
 
 
@@ -85,23 +85,23 @@ def test_attention_by_band_sums_the_pairs_of_a_band(attention, contribution):
 
 def test_first_token_by_pair_is_the_mean_over_queries(contribution):
     figure = figures.first_token_by_pair(contribution)
-    first, others = (line.get_ydata() for line in figure.axes[0].lines[:2])
+    on_first, on_later = (line.get_ydata() for line in figure.axes[0].lines[:2])
     values = contribution.values
-    np.testing.assert_allclose(first, values[1:, 0].mean(0))
+    np.testing.assert_allclose(on_first, values[1:, 0].mean(0))
     by_query = [values[i, 1 : i + 1].mean(0) for i in range(1, T)]
-    np.testing.assert_allclose(others, np.mean(by_query, axis=0))
+    np.testing.assert_allclose(on_later, np.mean(by_query, axis=0))
 
 
 def test_logit_by_pair_shows_contributions_within_bounds():
     contribution, bound = np.array([3.0, -1.0, 0.5]), np.array([4.0, 1.5, 0.5])
-    found = xr.Dataset(
+    contributions = xr.Dataset(
         {"contribution": ("pair", contribution), "bound": ("pair", bound)},
         coords={"inverse_frequency": ("pair", [1.0, 0.1, 0.01])},
         attrs=PLACE
         | {"query": 5, "key": 4, "query_token": "d", "key_token": "▁c"}
         | {"logit": 2.5, "logit_bound": 6.0},
     )
-    figure = figures.logit_by_pair(found)
+    figure = figures.logit_by_pair(contributions)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [*bound, *-bound, *contribution]
     for part in ("2.50 in all", "6.00 in all", "'d' on '▁c'", "layer 1, head 3"):
@@ -154,16 +154,16 @@ def test_slow_band_begins_where_norms_stay_above_the_mean():
     np.testing.assert_allclose(band.relative_norm, np.array([9, 1, 1, 1, 1, 5, 6, 8]) / 4)
     assert float(band.begins) == turns[5]  # the fast pair is beyond a gap, and no part of it
     assert band.layers == list(range(LAYERS))
-    (none,) = probes.slow_bands(with_norms(ENCODINGS["rope"], [9, 8, 1, 1, 1, 1, 1, 1]))
-    assert np.isnan(none.begins)
+    (no_band,) = probes.slow_bands(with_norms(ENCODINGS["rope"], [9, 8, 1, 1, 1, 1, 1, 1]))
+    assert np.isnan(no_band.begins)
 
 
 def test_layers_with_frequencies_of_their_own_have_bands_of_their_own():
     usage = with_norms(ENCODINGS["rope"], [1, 1, 1, 1, 1, 1, 5, 6])
     usage["inverse_frequency"][1] = rotary.rope(500_000).inverse_frequencies(16)
-    first, second = probes.slow_bands(usage)
-    assert first.layers == [0, 2] and second.layers == [1]
-    assert float(second.begins) < float(first.begins)
+    rope_band, slower_band = probes.slow_bands(usage)
+    assert rope_band.layers == [0, 2] and slower_band.layers == [1]
+    assert float(slower_band.begins) < float(rope_band.begins)
 
 
 def test_slow_bands_names_where_they_begin_and_puts_unrotated_pairs_to_the_left():
@@ -199,7 +199,7 @@ def test_domains_share_one_scale():
 def test_intervention_effects_show_loss_and_every_head():
     dims = ("intervention", "layer", "head")
     previous = RNG.uniform(size=(3, 2, 4))
-    found = xr.Dataset(
+    effects = xr.Dataset(
         {
             "loss_difference": ("intervention", [0.0, 0.5, -0.1]),
             "loss_difference_se": ("intervention", [0.0, 0.02, 0.03]),
@@ -208,7 +208,7 @@ def test_intervention_effects_show_loss_and_every_head():
         coords={"intervention": ["plain", "a", "b"], "layer": [0, 1], "head": range(4)},
         attrs={"model": "a model", "texts": 3, "tokens": 1234},
     )
-    figure = figures.intervention_effects(found)
+    figure = figures.intervention_effects(effects)
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths == [0.0, 0.5, -0.1]
     (image,) = images(figure)

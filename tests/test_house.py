@@ -45,8 +45,8 @@ def test_imports_run_one_way(file):
     """Nothing imports a command, and no folder one above it."""
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for module in imports(file):
-        other = module.split(".")[0]
-        lower = FLOOR[other] < FLOOR[room] or other == room or (room, other) in BESIDE
+        imported = module.split(".")[0]
+        lower = FLOOR[imported] < FLOOR[room] or imported == room or (room, imported) in BESIDE
         assert lower, f"{file.relative_to(PACKAGE)} imports {module}"
 
 
@@ -59,14 +59,14 @@ def test_no_modules_import_each_other():
         for name, modules in imported.items()
         if not name.endswith("__init__")
     }
-    done: set[str] = set()
+    visited: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join([*path[path.index(name) :], name])
-        if name not in done:
-            for other in edges.get(name, ()):
-                visit(other, (*path, name))
-            done.add(name)
+        if name not in visited:
+            for dependency in edges.get(name, ()):
+                visit(dependency, (*path, name))
+            visited.add(name)
 
     for name in edges:
         visit(name, ())

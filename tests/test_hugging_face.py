@@ -98,11 +98,11 @@ def test_names_and_orders_of_axes(folder):
 
 def test_a_loaded_model_runs_with_another_encoding(folder):
     decoder, params = checkpoints.load(folder, rotary="p_rope(p=0.5) + log_n(train_length=16)")
-    _, expected = variants.apply(LLAMA, "p_rope(p=0.5) + log_n(train_length=16)")
+    _, expected_config = variants.apply(LLAMA, "p_rope(p=0.5) + log_n(train_length=16)")
     tokens = jnp.tile(jnp.arange(24), (8, 1))
     got = decoder.apply({"params": params}, tokens)[0]
     np.testing.assert_allclose(
-        got, Decoder(expected).apply({"params": params}, tokens)[0], atol=1e-5
+        got, Decoder(expected_config).apply({"params": params}, tokens)[0], atol=1e-5
     )
     with pytest.raises(UserError, match=r"needs arrays .*'ss_max_scale'"):
         checkpoints.load(folder, rotary="rope + ss_max()")
@@ -166,11 +166,11 @@ SIZES = {
     ],
 )
 def test_old_and_new_files_describe_the_same_decoder(kind, old, new):
-    about = {"model_type": kind, **SIZES}
-    read = lambda more: decoder_config(kind, about | more)  # noqa: E731
+    base_fields = {"model_type": kind, **SIZES}
+    read = lambda fields: decoder_config(kind, base_fields | fields)  # noqa: E731
     assert read(old) == read(new)
-    other = "rope_theta" if "rope_theta" in old else "global_head_dim"
-    assert read(old | {other: 64}) != read(new)
+    setting = "rope_theta" if "rope_theta" in old else "global_head_dim"
+    assert read(old | {setting: 64}) != read(new)
 
 
 def test_yarn_longrope_and_dynamic_are_read():
@@ -302,12 +302,12 @@ def test_compare_names_the_first_tensor_that_differs():
     config = dataclasses.replace(LLAMA, layers=3)
     params, tokens = make(config), jnp.arange(10)[None]
     golden = golden_of(config, params, tokens)
-    same = checkpoints.compare(Decoder(config), params, golden)
-    assert same.first_difference is None and "everything agrees" in str(same)
-    assert [row.name for row in same.rows][:2] == ["embedding", "layer_0/q"]
-    wrong = jax.tree.map(lambda a: a, params)
-    wrong["pattern_0"]["k"] = params["pattern_0"]["k"].at[1].multiply(1.5)
-    compared = checkpoints.compare(Decoder(config), wrong, golden)
+    agreement = checkpoints.compare(Decoder(config), params, golden)
+    assert agreement.first_difference is None and "everything agrees" in str(agreement)
+    assert [row.name for row in agreement.rows][:2] == ["embedding", "layer_0/q"]
+    wrong_params = jax.tree.map(lambda a: a, params)
+    wrong_params["pattern_0"]["k"] = params["pattern_0"]["k"].at[1].multiply(1.5)
+    compared = checkpoints.compare(Decoder(config), wrong_params, golden)
     assert compared.first_difference == "layer_1/k"
     assert "ours is 1.5 times golden" in str(compared)
 

@@ -95,7 +95,7 @@ PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
 
 
 @pytest.mark.parametrize(
-    "chosen, expected",
+    "selection, expected",
     [
         (dict(fastest=0.25), [0, 1]),
         (dict(slowest=0.4), [5, 6, 7]),  # int(3.2)
@@ -106,8 +106,8 @@ PLAIN_ATTENTION = activations(TINY, PARAMS, "attention")
         (dict(cycles=(0.1, 1), context=128), [3, 4]),  # 128 * 10^(-k/2) / 2 pi: 0.64, 0.2
     ],
 )
-def test_bands_choose_pairs(chosen, expected):
-    np.testing.assert_array_equal(band(**chosen).choose(ROPE, 0, 0), expected)
+def test_bands_choose_pairs(selection, expected):
+    np.testing.assert_array_equal(band(**selection).choose(ROPE, 0, 0), expected)
 
 
 def test_bands_go_by_frequency_where_places_do_not():
@@ -149,11 +149,11 @@ def usage(products):
 
 def test_random_bands_have_the_size_and_norm_and_none_of_the_pairs():
     drawn = usage(np.random.default_rng(0).lognormal(size=(6, 32)))
-    chosen, sets = band(fastest=0.25), set()
-    wanted = iv.band_share(drawn, chosen)
+    fast, sets = band(fastest=0.25), set()
+    share = iv.band_share(drawn, fast)
     for seed in range(5):
-        control = iv.random_band(drawn, chosen, seed)
-        np.testing.assert_allclose(iv.band_share(drawn, control), wanted, rtol=0.011)
+        control = iv.random_band(drawn, fast, seed)
+        np.testing.assert_allclose(iv.band_share(drawn, control), share, rtol=0.011)
         for head in range(6):
             pairs = control.choose(np.geomspace(1, 1e-4, 32), 0, head)
             assert len(set(pairs)) == 8 and min(pairs) >= 8
@@ -177,13 +177,13 @@ def test_ablating_is_the_same_wherever_it_is_done(on):
 
 
 def test_ablating_removes_exactly_what_the_band_adds_to_logits():
-    one = ablate(MIDDLE, layers=0)
+    edit = ablate(MIDDLE, layers=0)
     q, k = (activations(TINY, PARAMS, f"{x}_rotated")[0].astype(np.float64) for x in "qk")
     dims = np.setdiff1d(np.arange(16), [1, 2, 5, 9, 10, 13])
-    left = np.einsum("btnh,bsnh->bnts", q[..., dims], np.repeat(k, 2, axis=2)[..., dims]) / 4
-    weights = np.exp(np.where(np.tri(24, dtype=bool), left - left.max(), -np.inf))
+    logits_left = np.einsum("btnh,bsnh->bnts", q[..., dims], np.repeat(k, 2, axis=2)[..., dims]) / 4
+    weights = np.exp(np.where(np.tri(24, dtype=bool), logits_left - logits_left.max(), -np.inf))
     expected = weights / weights.sum(axis=-1, keepdims=True)
-    close(activations(TINY, PARAMS, "attention", one)[0], expected, 1e-4)
+    close(activations(TINY, PARAMS, "attention", edit)[0], expected, 1e-4)
 
 
 def test_an_edit_of_one_head_of_one_layer_leaves_the_others_bit_for_bit():
@@ -205,9 +205,9 @@ def test_an_edit_of_keys_changes_the_whole_group(heads):
 def test_rescale_multiplies_what_the_band_adds():
     close(logits(TINY, PARAMS, rescale(MIDDLE, 1.0)), PLAIN)
     close(logits(TINY, PARAMS, rescale(MIDDLE, 0)), ABLATED)
-    both = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
-    close(both, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
-    assert np.abs(both - PLAIN).max() > 0.5
+    rescaled = logits(TINY, PARAMS, rescale(MIDDLE, 0.5, on=("q", "k")))
+    close(rescaled, logits(TINY, PARAMS, rescale(MIDDLE, 0.25)))
+    assert np.abs(rescaled - PLAIN).max() > 0.5
 
 
 def test_unrotate_is_frequency_0():
@@ -244,13 +244,14 @@ def test_several_act_in_order():
     close(logits(TINY, PARAMS, permute(MIDDLE), permute(MIDDLE)), PLAIN)
     close(logits(TINY, PARAMS, ablate(MIDDLE), unrotate(MIDDLE)), ABLATED)
     close(logits(TINY, PARAMS, unrotate(MIDDLE), ablate(MIDDLE, on="q_rotated")), ABLATED)
-    both = logits(TINY, PARAMS, ablate(band(indices=1)), ablate(band(indices=(2, 5))))
-    close(both, ABLATED)
-    first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
+    close(logits(TINY, PARAMS, ablate(band(indices=1)), ablate(band(indices=(2, 5)))), ABLATED)
+    rescaled_first = logits(TINY, PARAMS, rescale(MIDDLE, 2), permute(band(fastest=1.0)))
     swapped = logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(band(indices=(6, 5, 2)), 2))
-    close(first, swapped)
+    close(rescaled_first, swapped)
     assert (
-        np.abs(first - logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(MIDDLE, 2))).max()
+        np.abs(
+            rescaled_first - logits(TINY, PARAMS, permute(band(fastest=1.0)), rescale(MIDDLE, 2))
+        ).max()
         > 1
     )
 
@@ -310,27 +311,27 @@ def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def found():
+def effects():
     return measured()
 
 
 def losses(tokens, *interventions):
     run, tokens = program(TINY, "token_losses"), jnp.asarray(tokens)
-    found = run(PARAMS, changes(TINY, interventions), tokens[:, :-1], tokens[:, 1:])
-    return np.asarray(found, np.float64)
+    token_losses = run(PARAMS, changes(TINY, interventions), tokens[:, :-1], tokens[:, 1:])
+    return np.asarray(token_losses, np.float64)
 
 
-def test_losses_are_those_of_each_decoder_alone(found):
+def test_losses_are_those_of_each_decoder_alone(effects):
     tokens, weights = BATCH
     counted = weights[:, 1:]
     chains = {"plain": [], "ablate": [ALL["ablate"]], "unrotate": ALL["unrotate"]}
     sums = {name: (losses(tokens, *c) * counted).sum(axis=1) for name, c in chains.items()}
     for name, by_text in sums.items():
-        row = found.sel(intervention=name)
+        row = effects.sel(intervention=name)
         assert float(row.loss) == pytest.approx(by_text.sum() / counted.sum(), abs=1e-5)
         difference = (by_text - sums["plain"]).sum() / counted.sum()
         assert float(row.loss_difference) == pytest.approx(difference, abs=1e-5)
-    assert float(found.loss_difference_se.sel(intervention="ablate")) > 0.01
+    assert float(effects.loss_difference_se.sel(intervention="ablate")) > 0.01
 
 
 def test_standard_error_is_evaluates_for_texts_of_one_length():
@@ -348,7 +349,7 @@ def test_standard_error_of_texts_of_any_length_is_right_on_average():
     assert errors.mean() == pytest.approx(means.std(), rel=0.05)
 
 
-def test_patterns_are_direct_means_over_counted_queries(found):
+def test_patterns_are_direct_means_over_counted_queries(effects):
     tokens, weights = BATCH
     counted = weights.copy()
     counted[:, 0] = 0
@@ -368,34 +369,34 @@ def test_patterns_are_direct_means_over_counted_queries(found):
         for key, values in by_query.items():
             assert values.shape[-1] == T
             expected = np.einsum("lbnt,bt->ln", values, counted) / counted.sum()
-            close(found[key].sel(intervention=name), expected, 1e-5)
+            close(effects[key].sel(intervention=name), expected, 1e-5)
 
 
-def check_found(got, found, atol=1e-4):
+def check_effects(got, effects, atol=1e-4):
     for name in got.data_vars:
-        expected = found[name].sel(intervention=got.intervention)
+        expected = effects[name].sel(intervention=got.intervention)
         np.testing.assert_allclose(got[name], expected, atol=atol, err_msg=name)
 
 
-def test_padding_counts_for_nothing(found):
+def test_padding_counts_for_nothing(effects):
     tokens, weights = BATCH
     padded = np.pad(tokens, [(0, 0), (0, 7)], constant_values=5), np.pad(weights, [(0, 0), (0, 7)])
     got = measured([padded], interventions={"ablate": ALL["ablate"]}, copies=0)
     assert "copy_gain" not in got
-    check_found(got, found)
+    check_effects(got, effects)
 
 
 @pytest.mark.eight_devices
-def test_batches_and_devices_add_up(found):
+def test_batches_and_devices_add_up(effects):
     halves = [tuple(a[i : i + 4] for a in BATCH) for i in (0, 4)]
     layout = sharding.make_layout("data=4,tensor=2")
-    one = {"unrotate": ALL["unrotate"]}
-    got = measured(halves, decoder=Decoder(TINY, layout), interventions=one, copies=3)
+    edits = {"unrotate": ALL["unrotate"]}
+    got = measured(halves, decoder=Decoder(TINY, layout), interventions=edits, copies=3)
     assert got.attrs["copies"] == 4  # fill the devices
-    check_found(got.drop_vars([name for name in got if name.startswith("copy")]), found)
+    check_effects(got.drop_vars([name for name in got if name.startswith("copy")]), effects)
 
 
-def test_copying_is_the_loss_of_the_same_tokens_twice(found):
+def test_copying_is_the_loss_of_the_same_tokens_twice(effects):
     tokens, weights = iv.repeated_sequences([BATCH], 8, 12, seed=0)
     assert (
         tokens.shape == BATCH[0].shape == (8, 25) and (tokens[:, 0] == 256).all() and weights.all()
@@ -403,13 +404,13 @@ def test_copying_is_the_loss_of_the_same_tokens_twice(found):
     np.testing.assert_array_equal(tokens[:, 1:13], tokens[:, 13:])
     assert np.isin(tokens[:, 1:], BATCH[0][BATCH[1] > 0]).all() and not (tokens[:, 1:] == 256).any()
     by_token = losses(tokens)  # target 0 is the first token after BOS
-    row = found.sel(intervention="plain")
+    row = effects.sel(intervention="plain")
     assert float(row.copy_first) == pytest.approx(by_token[:, 1:12].mean(), abs=1e-5)
     assert float(row.copy_second) == pytest.approx(by_token[:, 13:].mean(), abs=1e-5)
     assert float(row.copy_gain) == pytest.approx(float(row.copy_first - row.copy_second))
     edited = losses(tokens, ALL["ablate"])
     gains = [x[:, 1:12].mean(axis=1) - x[:, 13:].mean(axis=1) for x in (by_token, edited)]
-    row, change = found.sel(intervention="ablate"), gains[1] - gains[0]
+    row, change = effects.sel(intervention="ablate"), gains[1] - gains[0]
     assert float(row.copy_gain_difference) == pytest.approx(change.mean(), abs=1e-5)
     assert float(row.copy_gain_difference_se) == pytest.approx(
         change.std(ddof=1) / 8**0.5, abs=1e-5
@@ -470,34 +471,34 @@ def test_fast_pairs_carry_position_and_slow_pairs_meaning_in_heads_made_by_theor
     tokens = np.random.default_rng(0).integers(0, 256, (8, LENGTH)).astype(np.int32)
     tokens[:, 2] = TARGET
     batch = tokens, (np.arange(LENGTH) >= 4) * np.ones((8, 1), np.float32)
-    used = probes.run(decoder, params, [batch], [frequency_usage])["frequency_usage"]
+    pair_usage = probes.run(decoder, params, [batch], [frequency_usage])["frequency_usage"]
     fast, slow = band(fastest=0.25), band(slowest=0.25)
     kinds = {
         "no fast": ablate(fast),
         "no slow": ablate(slow),
         "random": [
-            ablate(iv.random_band(used, fast), heads=0),
-            ablate(iv.random_band(used, slow), heads=1),
+            ablate(iv.random_band(pair_usage, fast), heads=0),
+            ablate(iv.random_band(pair_usage, slow), heads=1),
         ],
         "fast unrotated": unrotate(fast),
         "slow unrotated": unrotate(slow),
         "reversed": permute(band(indices=(*FAST, *SLOW))),
         "weak fast": rescale(fast, 0.1),
     }
-    found = iv.measure(decoder, params, [batch], kinds, copies=0).isel(layer=0)
-    position = found.previous.sel(head=0).to_series()
-    moved = found.total_variation.sel(head=1).to_series()  # away from the semantic pattern
-    meaning = found.entropy.sel(head=1).to_series()  # one target: low
+    effects = iv.measure(decoder, params, [batch], kinds, copies=0).isel(layer=0)
+    position = effects.previous.sel(head=0).to_series()
+    moved = effects.total_variation.sel(head=1).to_series()  # away from the semantic pattern
+    meaning = effects.entropy.sel(head=1).to_series()  # one target: low
     assert position["plain"] > 0.9 and meaning["plain"] < 0.8
     # Without the fast band position is gone and meaning untouched; without the slow the reverse.
     assert position["no fast"] < 0.15 and moved["no fast"] < 1e-5
     assert position["no slow"] == pytest.approx(position["plain"], abs=1e-5)
     assert moved["no slow"] > 0.7 and meaning["no slow"] > 2
     # As many pairs of the same norm do neither.
-    for head, chosen in enumerate((fast, slow)):
+    for head, working_band in enumerate((fast, slow)):
         share, control = (
-            float(iv.band_share(used, one)[0, head])
-            for one in (chosen, iv.random_band(used, chosen))
+            float(iv.band_share(pair_usage, measured_band)[0, head])
+            for measured_band in (working_band, iv.random_band(pair_usage, working_band))
         )
         assert share == pytest.approx(0.5) and control == pytest.approx(share)
     assert position["random"] > 0.9

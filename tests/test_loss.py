@@ -34,8 +34,8 @@ def check(chunked, inputs, cap=None):
     expected = jax.value_and_grad(reference, argnums=(0, 1))(x, embedding, targets, weights, cap)
     got = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(x, embedding, targets, weights)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
-    for mine, theirs in zip(got[1], expected[1], strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    for gradient, expected_gradient in zip(got[1], expected[1], strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, atol=2e-5)
 
 
 @pytest.mark.parametrize("chunk", [5, 32, 1024])  # 96 tokens: uneven, even, and one chunk
@@ -79,5 +79,5 @@ def test_never_holds_all_logits():
         return loss.cross_entropy(x, embedding, targets, weights, None, 64)
 
     compiled = jax.jit(jax.grad(chunked, argnums=(0, 1))).lower(x, embedding).compile()
-    everything = 4 * 256 * 512 * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < everything / 2
+    bytes_of_logits = 4 * 256 * 512 * 4
+    assert compiled.memory_analysis().temp_size_in_bytes < bytes_of_logits / 2

@@ -30,9 +30,9 @@ def peer(name):
 def saved(name):
     """Every array by its flat name, restored by plain Orbax."""
     (folder,) = (path for path in (DATA / name).iterdir() if path.is_dir())
-    whole = ocp.PyTreeCheckpointer().restore(folder)
+    restored = ocp.PyTreeCheckpointer().restore(folder)
     flat = {}
-    for place, array in jax.tree_util.tree_leaves_with_path(whole):
+    for place, array in jax.tree_util.tree_leaves_with_path(restored):
         key = "/".join(key.key for key in place).removeprefix("transformer/")
         bare = key.endswith(("/gating_einsum", "/linear"))
         flat[key + "/w" if bare else key] = np.asarray(array)
@@ -107,28 +107,28 @@ def test_loaded_models_have_the_peers_logits(name):
 def test_released_sizes_are_known_and_others_say_what_to_give():
     with pytest.raises(UserError, match=r"Gemma 2 of width 16.*never released.*config="):
         checkpoints.load(DATA / "gemma2")
-    wrong = dataclasses.replace(decoder_config("gemma2"), mlp_hidden=48)
+    wrong_config = dataclasses.replace(decoder_config("gemma2"), mlp_hidden=48)
     with pytest.raises(UserError, match=r"mlp_hidden=\d+, and config 48"):
-        checkpoints.load(DATA / "gemma2", config=wrong)
+        checkpoints.load(DATA / "gemma2", config=wrong_config)
 
 
 @pytest.mark.parametrize("key", gemma.RELEASED)
 def test_released_configurations(key, monkeypatch):
     """Width, layers and head_dim of the released sizes; the scale of queries by its rule."""
-    of, width, layers = key
+    generation, width, layers = key
     heads, head_dim = {4608: (32, 128), 5376: (32, 128)}.get(width, (8, 256))
     shapes = {
         "vocab_size": 256, "d_model": width, "layers": layers, "heads": heads, "kv_heads": heads,
         "head_dim": head_dim, "mlp_hidden": 8,
     }  # fmt: skip
-    monkeypatch.setattr(gemma, "generation", lambda _: of)
+    monkeypatch.setattr(gemma, "generation", lambda _: generation)
     monkeypatch.setattr(gemma, "infer_shapes", lambda _: shapes)
     config = gemma.released_config(None)
-    assert config.layers == layers and config.final_cap == (30.0 if of == 2 else None)
+    assert config.layers == layers and config.final_cap == (30.0 if generation == 2 else None)
     scales = {spec.query_scale for spec in config.pattern}
     expected = {4608: LogitScale(144**-0.5), 5376: LogitScale(168**-0.5)}.get(width)
     assert scales == {expected}
-    assert len(config.pattern) == {1: 1, 2: 2, 3: 6}[of]
+    assert len(config.pattern) == {1: 1, 2: 2, 3: 6}[generation]
 
 
 @pytest.mark.parametrize("form", ["nested", "flat", "wrapped", "training state", "zarr", "bf16"])
@@ -168,10 +168,10 @@ def test_reads_no_other_array(tmp_path):
     folder = tmp_path / "zarr"
     write(folder, nest(saved("gemma2")), use_ocdbt=False)
     tree = OrbaxTree(folder)
-    wanted = "layer_1/attn/kv_einsum/w"
-    for key in set(tree.names) - {wanted}:
+    kept_key = "layer_1/attn/kv_einsum/w"
+    for key in set(tree.names) - {kept_key}:
         shutil.rmtree(folder / key.replace("/", "."))
-    np.testing.assert_array_equal(tree.read(wanted), saved("gemma2")[wanted])
+    np.testing.assert_array_equal(tree.read(kept_key), saved("gemma2")[kept_key])
     with pytest.raises(UserError, match="layer_0/mlp/linear/w cannot be read"):
         tree.read("layer_0/mlp/linear/w")
 
@@ -187,17 +187,17 @@ def test_loads_into_shardings():
 
 
 def test_images_and_audio_are_left_out(tmp_path):
-    one = np.ones(2, np.float32)
-    others = {
-        "SigLiPFromPatches_0/siglip_encoder/embedding": {"kernel": one},
-        "transformer/embedder/mm_input_projection": {"w": one},
-        "transformer/embedder/mm_soft_embedding_norm": {"scale": one},
+    vector = np.ones(2, np.float32)
+    image_arrays = {
+        "SigLiPFromPatches_0/siglip_encoder/embedding": {"kernel": vector},
+        "transformer/embedder/mm_input_projection": {"w": vector},
+        "transformer/embedder/mm_soft_embedding_norm": {"scale": vector},
     }
     flat = {}
     for key, array in saved("gemma3").items():
         place, _, last = key.rpartition("/")
         flat.setdefault(f"transformer/{place}", {})[last] = array
-    write(tmp_path / "both", flat | others)
+    write(tmp_path / "both", flat | image_arrays)
     assert set(OrbaxTree(tmp_path).names) == set(saved("gemma3"))
 
 
@@ -209,13 +209,13 @@ def test_finds_the_checkpoint_in_a_folder(tmp_path):
     shutil.copytree(source, tmp_path / "several" / "2b")
     shutil.copytree(source, tmp_path / "several" / "7b")
 
-    def found(path):
+    def folder_of(path):
         return OrbaxTree(path).folder
 
-    assert found(tmp_path / "archive") == tmp_path / "archive" / "2b"
-    assert found(tmp_path / "run") == tmp_path / "run" / "10" / "default"
+    assert folder_of(tmp_path / "archive") == tmp_path / "archive" / "2b"
+    assert folder_of(tmp_path / "run") == tmp_path / "run" / "10" / "default"
     with pytest.raises(UserError, match="several checkpoints: 2b, 7b"):
-        found(tmp_path / "several")
+        folder_of(tmp_path / "several")
     assert is_orbax(tmp_path / "archive")
     assert not is_orbax(tmp_path / "nothing")
 

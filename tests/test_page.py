@@ -28,16 +28,16 @@ from rope_study.probes.head_patterns import KINDS
 def test_page_holds_what_it_was_given(tmp_path):
     usage, named, maps = make_usage(), make_named(), [make_map(), make_map(text="one")]
     usage["inverse_frequency"][0] = np.nan  # not known
-    data = read(make_page(tmp_path, usage=usage, named=named, maps=maps))
-    np.testing.assert_allclose(data["q"], usage.q, rtol=1e-5)
-    np.testing.assert_allclose(data["k"], usage.k, rtol=1e-5)
-    np.testing.assert_allclose(data["frequencies"][1:], usage.inverse_frequency[1:], rtol=1e-5)
-    assert data["frequencies"][0] == [None] * PAIRS
-    assert data["name"] == named.name.values.tolist() and data["kinds"] == list(KINDS)
-    np.testing.assert_allclose(data["score"], named.score, rtol=1e-5)
-    np.testing.assert_allclose(data["scores"], named.scores, rtol=1e-5)
-    assert data["texts"][0]["queries"] == data["texts"][0]["keys"] == HOSTILE
-    assert [text["label"] for text in data["texts"]] == ["text 1", "one"]
+    page_data = read(make_page(tmp_path, usage=usage, named=named, maps=maps))
+    np.testing.assert_allclose(page_data["q"], usage.q, rtol=1e-5)
+    np.testing.assert_allclose(page_data["k"], usage.k, rtol=1e-5)
+    np.testing.assert_allclose(page_data["frequencies"][1:], usage.inverse_frequency[1:], rtol=1e-5)
+    assert page_data["frequencies"][0] == [None] * PAIRS
+    assert page_data["name"] == named.name.values.tolist() and page_data["kinds"] == list(KINDS)
+    np.testing.assert_allclose(page_data["score"], named.score, rtol=1e-5)
+    np.testing.assert_allclose(page_data["scores"], named.scores, rtol=1e-5)
+    assert page_data["texts"][0]["queries"] == page_data["texts"][0]["keys"] == HOSTILE
+    assert [text["label"] for text in page_data["texts"]] == ["text 1", "one"]
 
 
 def test_axes_may_come_in_any_order(tmp_path):
@@ -50,9 +50,9 @@ def test_axes_may_come_in_any_order(tmp_path):
 
 def test_weights_are_within_half_a_level(tmp_path):
     weights = make_map()
-    data = read(make_page(tmp_path, maps=[weights]))
+    page_data = read(make_page(tmp_path, maps=[weights]))
     for layer, head in np.ndindex(LAYERS, HEADS):
-        stored = stored_weights(data, 0, layer, head)
+        stored = stored_weights(page_data, 0, layer, head)
         np.testing.assert_allclose(stored, weights[layer, head], rtol=0, atol=1 / 510 + 1e-7)
 
 
@@ -61,12 +61,17 @@ def test_layers_with_fewer_heads_and_pairs_end_early(tmp_path):
     usage["q"][2, 2:], usage["k"][2, 1:] = np.nan, np.nan
     usage["q"][2, :, 4:], usage["k"][2, :, 4:] = np.nan, np.nan
     weights[2, 2:] = np.nan
-    data = read(make_page(tmp_path, usage=usage, named=named, maps=[weights]))
+    page_data = read(make_page(tmp_path, usage=usage, named=named, maps=[weights]))
     for name, count in (("q", 2), ("k", 1), ("name", 2), ("score", 2), ("scores", 2)):
-        assert len(data[name][2]) == count, name
-        assert len(data[name][1]) == (KV_HEADS if name == "k" else HEADS), name
-    assert len(data["texts"][0]["weights"][2]) == 2
-    assert len(data["q"][2][0]) == len(data["k"][2][0]) == len(data["frequencies"][2]) == 4
+        assert len(page_data[name][2]) == count, name
+        assert len(page_data[name][1]) == (KV_HEADS if name == "k" else HEADS), name
+    assert len(page_data["texts"][0]["weights"][2]) == 2
+    assert (
+        len(page_data["q"][2][0])
+        == len(page_data["k"][2][0])
+        == len(page_data["frequencies"][2])
+        == 4
+    )
 
 
 def test_first_look_is_at_the_most_positional_head(tmp_path):
@@ -95,8 +100,8 @@ def test_policy_allows_this_script_and_style_alone(tmp_path):
     for kind, text in (("script", scripts[1]), ("style", style)):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{kind}-src 'sha256-{digest}'" in policy
-    asked = [a[name] for _, a in tags for name in ("src", "href", "action") if name in a]
-    assert asked == ["data:,"]
+    addresses = [a[name] for _, a in tags for name in ("src", "href", "action") if name in a]
+    assert addresses == ["data:,"]
     assert not re.search(r"\son\w+=|@import|url\(|fetch\(", page)
 
 

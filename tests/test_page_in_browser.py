@@ -77,10 +77,10 @@ def heads(tab, tmp_path):
     assert tab.requests == [address(path)]  # itself, and nothing else
 
 
-def address(path: Path, **chosen: int) -> str:
+def address(path: Path, **selection: int) -> str:
     """The URL of a page, with what its hash chooses."""
-    values = "&".join(f"{name}={value}" for name, value in chosen.items())
-    return f"{path.as_uri()}#{values}" if chosen else path.as_uri()
+    values = "&".join(f"{name}={value}" for name, value in selection.items())
+    return f"{path.as_uri()}#{values}" if selection else path.as_uri()
 
 
 def is_ready(page) -> bool:
@@ -156,11 +156,11 @@ def test_picture_is_not_blank(heads):
 
 
 def test_click_and_arrow_keys_choose_a_head(heads):
-    page, data = heads
+    page, page_data = heads
     assert page.inner_text("#head-title").endswith("Layer 1, head 1: previous (0.90)")
     before = page.get_attribute("path.mine >> nth=0", "d")
     page.click('#grid [data-layer="2"][data-head="3"]')
-    assert f"Layer 2, head 3: {data['name'][2][3]}" in page.inner_text("#head-title")
+    assert f"Layer 2, head 3: {page_data['name'][2][3]}" in page.inner_text("#head-title")
     assert page.url.endswith("#layer=2&head=3&text=0")
     assert page.get_attribute("path.mine >> nth=0", "d") != before
     press(page, "Up", "Left", "Left", "Left", "Left")  # the last finds no head, and stays
@@ -170,9 +170,9 @@ def test_click_and_arrow_keys_choose_a_head(heads):
 
 
 def test_scores_are_those_of_the_head(heads):
-    page, data = heads
+    page, page_data = heads
     words = page.inner_text("#scores").split()
-    scores = data["scores"][1][1]
+    scores = page_data["scores"][1][1]
     assert words[::2] == list(KINDS)
     assert words[1::2] == [f"{score:.2f}" for score in scores]
     widths = page.locator(".bar").evaluate_all("bars => bars.map(b => parseFloat(b.style.width))")
@@ -180,13 +180,13 @@ def test_scores_are_those_of_the_head(heads):
 
 
 def test_norms_are_drawn_to_scale(heads):
-    page, data = heads
+    page, page_data = heads
     points, mean = (
         page.eval_on_selector(f"path.{name}", "p => p.getAttribute('d').match(/[\\d.]+/g)")
         for name in ("mine", "mean")
     )
     heights = np.array([points[1::2], mean[1::2]], float)
-    norms = [data["q"][1][1], np.mean(data["q"][1], axis=0)]
+    norms = [page_data["q"][1][1], np.mean(page_data["q"][1], axis=0)]
     slope, offset = np.polyfit(np.ravel(norms), np.ravel(heights), 1)
     assert slope < 0  # up is more
     np.testing.assert_allclose(heights, slope * np.array(norms) + offset, atol=0.1)
@@ -202,8 +202,8 @@ def test_norms_are_drawn_to_scale(heads):
 
 
 def test_map_shows_query_key_and_weight(heads):
-    page, data = heads
-    weights = stored_weights(data, 0, 1, 1)
+    page, page_data = heads
+    weights = stored_weights(page_data, 0, 1, 1)
     canvas = page.locator("#map canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -228,8 +228,8 @@ def test_map_shows_query_key_and_weight(heads):
 
 
 def test_weak_weights_are_brought_out_on_demand(heads):
-    page, data = heads
-    weights = stored_weights(data, 0, 1, 1)
+    page, page_data = heads
+    weights = stored_weights(page_data, 0, 1, 1)
     query, key = np.argwhere((weights > 0.03) & (weights < 0.2))[0].tolist()
 
     def red() -> int:

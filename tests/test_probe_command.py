@@ -58,9 +58,9 @@ def test_command_writes_data_figures_and_page(run, tmp_path, capfd):
 
 def test_given_strings_and_every_probe(run, tmp_path):
     out = tmp_path / "probed"
-    every = ",".join(model.PROBES)
+    probe_names = ",".join(model.PROBES)
     arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--string={LONG * 2}"]
-    assert not run_probe(*arguments, f"--probes={every}", f"--out={out}")
+    assert not run_probe(*arguments, f"--probes={probe_names}", f"--out={out}")
     assert {path.stem for path in out.glob("*.nc")} == {*model.PROBES, "head_names"}
     usage = xarray.load_dataset(out / "frequency_usage.nc")
     assert usage.tokens == 2 + 3 * len(LONG)  # each begins with BOS
@@ -73,15 +73,15 @@ def test_texts_that_fill_up_devices_count_once():
     config, tokenizer = presets.tiny(), load_tokenizer("bytes")
     params = random_parameters(config)
     texts = [Text(LONG), Text(LONG * 2, "a"), Text("Say it. " * 5, "b")] * 3
-    found = [
+    measured = [
         model.probe(Decoder(config, layout), params, tokenizer, texts, ["frequency_usage"], batch=n)
         for layout, n in ((sharding.make_layout("data=8"), 8), (sharding.one_device(), 2))
     ]
-    many, one = (f.datasets["frequency_usage"] for f in found)
-    assert many.tokens == one.tokens
-    np.testing.assert_allclose(many.q, one.q, rtol=1e-5)
-    assert list(found[0].by_label) == ["a", "b"]
-    assert found[0].by_label["b"].tokens == 3 * 41
+    eight_devices, one_device = (f.datasets["frequency_usage"] for f in measured)
+    assert eight_devices.tokens == one_device.tokens
+    np.testing.assert_allclose(eight_devices.q, one_device.q, rtol=1e-5)
+    assert list(measured[0].by_label) == ["a", "b"]
+    assert measured[0].by_label["b"].tokens == 3 * 41
 
 
 def test_likeliest_heads_have_the_largest_scores():
@@ -120,7 +120,7 @@ WRONG = {
 def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
     arguments, message = WRONG[case]
     out = tmp_path / "probed"
-    assert run_probe(*(one.format(run=run, out=out) for one in arguments)) == 2
+    assert run_probe(*(argument.format(run=run, out=out) for argument in arguments)) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
     assert len(lines) == 1
     assert re.search(message, lines[0])

@@ -115,8 +115,7 @@ def test_padding_does_not_count(mixed, measured):
 
     def wide(rows):
         tokens, weights = np.ones((5, 31), np.int32), np.zeros((5, 31), np.float32)
-        found = padded(rows)
-        for array, part in zip((tokens, weights), found, strict=True):
+        for array, part in zip((tokens, weights), padded(rows), strict=True):
             array[: len(rows), : part.shape[1]] = part
         return tokens, weights
 
@@ -190,8 +189,8 @@ def test_every_dataset_has_units_and_can_be_saved(measured, suffix, tmp_path):
     for name, dataset in (measured | named).items():
         assert all("units" in v.attrs and "long_name" in v.attrs for v in dataset.values()), name
         probes.save(dataset, tmp_path / (name + suffix))
-        again = xarray.open_dataset(tmp_path / (name + suffix))
-        xarray.testing.assert_allclose(again, dataset)
+        reopened = xarray.open_dataset(tmp_path / (name + suffix))
+        xarray.testing.assert_allclose(reopened, dataset)
 
 
 def test_what_is_given_besides_activations(mixed):
@@ -312,12 +311,12 @@ def constructed():
     decoder, params = Decoder(config), random_parameters(config)
     put = {"q": jnp.asarray(q, jnp.float32), "k": jnp.asarray(k, jnp.float32)}
     probe = probes.head_patterns(delimiters=DELIMITERS)
-    found = probes.run(
+    datasets = probes.run(
         decoder, params, [(tokens, np.ones(tokens.shape, np.float32))],
         [probe, probes.sinks(), probes.spectral(window="none")],
         edit=lambda name, layer, value: put.get(name, value),
     )  # fmt: skip
-    return found, norm
+    return datasets, norm
 
 
 def test_constructed_heads_are_named(constructed):
@@ -344,8 +343,8 @@ def test_constructed_heads_are_named(constructed):
 
 
 def test_the_diagonal_heads_mass_is_that_of_theorem_5_3(constructed):
-    found, norm = constructed
-    got = found["head_patterns"].offset_mass.sel(layer=0, head=0, offset=0).item()
+    datasets, norm = constructed
+    got = datasets["head_patterns"].offset_mass.sel(layer=0, head=0, offset=0).item()
     g = rotary.rope().inverse_frequencies(32)[:5]
     expected = [
         theory.thm_5_3_attention(norm, g, n, scale=32**-0.5)[0] for n in range(16, 97)
@@ -362,8 +361,8 @@ def test_names_follow_the_threshold(constructed):
 
 
 def test_delimiters_of_tokenizers(tmp_path):
-    found = probes.delimiter_ids(load_tokenizer("bytes"))
-    assert bytes(found) == b"\n!\"#%&'()*,-./:;?@[\\]_{}"
+    ids = probes.delimiter_ids(load_tokenizer("bytes"))
+    assert bytes(ids) == b"\n!\"#%&'()*,-./:;?@[\\]_{}"
 
 
 # --- one text ---------------------------------------------------------------------------------
@@ -429,10 +428,12 @@ def test_contribution_map_has_the_contributions_of_every_query_and_key(mixed, la
     text = texts(24)[0]
     got = probes.contribution_map(*mixed, text, layer, head)
     for query, key in ((19, 17), (7, 7), (23, 0)):
-        one = probes.contributions(*mixed, text, layer, head, query, key)
-        np.testing.assert_allclose(got[query, key], one.contribution, rtol=1e-5, atol=1e-6)
+        contributions = probes.contributions(*mixed, text, layer, head, query, key)
+        np.testing.assert_allclose(
+            got[query, key], contributions.contribution, rtol=1e-5, atol=1e-6
+        )
     assert np.isnan(got.values[3, 4]).all()
-    np.testing.assert_array_equal(got.inverse_frequency, one.inverse_frequency)
+    np.testing.assert_array_equal(got.inverse_frequency, contributions.inverse_frequency)
 
 
 # --- sinks ------------------------------------------------------------------------------------
@@ -480,11 +481,13 @@ def test_a_changed_token_reaches_what_reads_it():
     changed = text.copy()
     changed[3] = 25
     for bos, start in (("with", 0), ("without", 1)):
-        both = read_activations(local, params, np.stack([text, changed])[:, start:], _residual)[1]
-        norm = np.linalg.norm(both[1] - both[0], axis=-1)
-        own = got.change.sel(bos=bos, layer=1)[start:]
-        np.testing.assert_allclose(own, norm, rtol=1e-4, atol=1e-6)
-        relative = norm / np.linalg.norm(both[0], axis=-1)
+        residuals = read_activations(
+            local, params, np.stack([text, changed])[:, start:], _residual
+        )[1]
+        norm = np.linalg.norm(residuals[1] - residuals[0], axis=-1)
+        change = got.change.sel(bos=bos, layer=1)[start:]
+        np.testing.assert_allclose(change, norm, rtol=1e-4, atol=1e-6)
+        relative = norm / np.linalg.norm(residuals[0], axis=-1)
         np.testing.assert_allclose(
             got.relative.sel(bos=bos, layer=1)[start:], relative, rtol=1e-4, atol=1e-6
         )
@@ -497,10 +500,10 @@ def test_a_changed_token_reaches_what_reads_it():
 def test_massive_values_equal_their_statement(mixed, measured):
     got = measured["massive_values"]
     _, weights = padded(EIGHT)
-    found = activations(mixed, EIGHT)
+    layers = activations(mixed, EIGHT)
     for layer in range(3):
         for name in "qkv":
-            x = found[layer][name][weights > 0].astype(np.float64)  # [tokens, N, H]
+            x = layers[layer][name][weights > 0].astype(np.float64)  # [tokens, N, H]
             norms = np.linalg.norm(x, axis=0)
             np.testing.assert_allclose(got[name].sel(layer=layer), norms, rtol=1e-4)
             of_pairs = np.linalg.norm(x.reshape(len(x), -1, 2, 8), axis=(0, 2))
@@ -559,8 +562,8 @@ def test_angles_and_signs_are_those_of_the_rotation(mixed):
         np.linspace(-3.1, 3.1, 63), [0.0, 0.5, 2.0, 3.0, 3.5], indexing="ij"
     )
     sign = sign_over(xarray.DataArray(angles), xarray.DataArray(turns))
-    seen = np.cos(angles[..., None] + turns[..., None] * np.linspace(0, 1, 2001))
-    expected = (seen > 0).all(axis=-1) * 1.0 - (seen < 0).all(axis=-1)
+    cosines = np.cos(angles[..., None] + turns[..., None] * np.linspace(0, 1, 2001))
+    expected = (cosines > 0).all(axis=-1) * 1.0 - (cosines < 0).all(axis=-1)
     np.testing.assert_array_equal(sign, expected)
 
 
@@ -609,8 +612,8 @@ def test_even_attention_is_low_and_a_single_token_flat(constructed):
     share = constructed[0]["spectral"].share.sel(layer=0)
     kinds = list(CONSTRUCTED)
     assert share.sel(head=kinds.index("even"), band="low").item() > 0.98
-    one = share.sel(head=kinds.index("diagonal"))
-    np.testing.assert_allclose(one, [0.25, 0.5, 0.25], atol=0.1)
+    diagonal_share = share.sel(head=kinds.index("diagonal"))
+    np.testing.assert_allclose(diagonal_share, [0.25, 0.5, 0.25], atol=0.1)
 
 
 # --- collapse ---------------------------------------------------------------------------------
@@ -629,15 +632,17 @@ def test_collapse_equals_two_runs_apart(mixed):
 
     for n in (5, 24):
         last = last_features(*text[:n]), last_features(*text[:n], text[n - 1])
-        apart = (last[0] - last[1]).astype(np.float64)
-        one = got.sel(length=n)
-        assert one.l1.item() == pytest.approx(np.abs(apart).sum(), rel=1e-3, abs=1e-4)
-        assert one.l2.item() == pytest.approx(np.linalg.norm(apart), rel=1e-3, abs=1e-4)
-        assert one.largest.item() == pytest.approx(np.abs(apart).max(), rel=1e-3, abs=1e-4)
-        relative = np.linalg.norm(apart) / np.linalg.norm(last[0])
-        assert one.relative.item() == pytest.approx(relative, rel=1e-3, abs=1e-4)
-        same = np.mean(*[[jnp.bfloat16(a) == jnp.bfloat16(b) for a, b in zip(*last, strict=True)]])
-        assert one.equal_in_bf16.item() == pytest.approx(same, abs=0.04)
+        change = (last[0] - last[1]).astype(np.float64)
+        collapse = got.sel(length=n)
+        assert collapse.l1.item() == pytest.approx(np.abs(change).sum(), rel=1e-3, abs=1e-4)
+        assert collapse.l2.item() == pytest.approx(np.linalg.norm(change), rel=1e-3, abs=1e-4)
+        assert collapse.largest.item() == pytest.approx(np.abs(change).max(), rel=1e-3, abs=1e-4)
+        relative = np.linalg.norm(change) / np.linalg.norm(last[0])
+        assert collapse.relative.item() == pytest.approx(relative, rel=1e-3, abs=1e-4)
+        equal_share = np.mean(
+            *[[jnp.bfloat16(a) == jnp.bfloat16(b) for a, b in zip(*last, strict=True)]]
+        )
+        assert collapse.equal_in_bf16.item() == pytest.approx(equal_share, abs=0.04)
 
 
 def test_nope_cannot_count_one_repeated_token():
@@ -701,7 +706,7 @@ def test_wrong_settings_are_refused(make, message):
 
 
 @pytest.mark.parametrize(
-    "some, message",
+    "probe_list, message",
     [
         ([probes.sinks], r"sinks is no probe; a function that makes one is to be called first"),
         ([probes.sinks(), probes.sinks(1)], r"two of the probes have one name: sinks, sinks"),
@@ -711,10 +716,10 @@ def test_wrong_settings_are_refused(make, message):
         ([probes.Probe("bare", ("q",), print)], r"bare: without finalize a probe has no dataset"),
     ],
 )
-def test_what_cannot_be_run_is_refused(some, message):
+def test_what_cannot_be_run_is_refused(probe_list, message):
     config = dataclasses.replace(presets.tiny(), layers=1)
     with pytest.raises(UserError, match=message):
-        probes.run(Decoder(config), random_parameters(config), [padded(texts(4))], some)
+        probes.run(Decoder(config), random_parameters(config), [padded(texts(4))], probe_list)
 
 
 TEXT = texts(9)[0]

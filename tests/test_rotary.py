@@ -123,12 +123,12 @@ def test_names_are_parsed_strictly():
         rotary.parse("rope(thta=3)")
     with pytest.raises(UserError, match=r"p=1.5 must lie in \[0, 1\]"):
         rotary.parse("p_rope(1.5)")
-    for bad in ("rope(theta=open('x'))", "rope(", "__import__('os').system('x')", "1 + 1", ""):
+    for spelling in ("rope(theta=open('x'))", "rope(", "__import__('os').system('x')", "1 + 1", ""):
         with pytest.raises(UserError, match="not understood"):
-            rotary.parse(bad)
-    for bad in ("rope('a')", "p_rope(None)", "p_rope(True)"):
+            rotary.parse(spelling)
+    for spelling in ("rope('a')", "p_rope(None)", "p_rope(True)"):
         with pytest.raises(UserError, match="must be a number"):
-            rotary.parse(bad)
+            rotary.parse(spelling)
     with pytest.raises(UserError, match="too many"):
         rotary.parse("rope(1, 2, 3)")
     with pytest.raises(UserError, match="theta=0\\.5 must be"):

@@ -59,10 +59,10 @@ def test_cached_logits_equal_uncached_for_patterns(pattern):
 
 
 def test_cached_logits_equal_uncached_where_layers_share_keys():
-    own, wide = LayerSpec(window=4, value_norm=True), LayerSpec(head_dim=32, keys_as_values=True)
-    shared = (dataclasses.replace(own, keys_from=0), LayerSpec(head_dim=32, keys_from=1))
+    local, wide = LayerSpec(window=4, value_norm=True), LayerSpec(head_dim=32, keys_as_values=True)
+    shared = (dataclasses.replace(local, keys_from=0), LayerSpec(head_dim=32, keys_from=1))
     config = dataclasses.replace(
-        TINY, layers=4, pattern=(own, wide, *shared), post_norms=True, norm_offset=0.0,
+        TINY, layers=4, pattern=(local, wide, *shared), post_norms=True, norm_offset=0.0,
         layer_scalar=True, per_layer_dim=8, per_layer_vocab_size=64, tied=False, final_cap=5.0,
     )  # fmt: skip
     check_cached_equals_uncached(config)

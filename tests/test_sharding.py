@@ -41,12 +41,12 @@ def train(layout, compute_dtype="float32"):
 
 
 @pytest.fixture(scope="module")
-def one():
+def one_device_run():
     return train(sharding.one_device())
 
 
 @pytest.fixture(scope="module")
-def eight():
+def eight_device_run():
     return train(sharding.make_layout("data=2,fsdp=2,tensor=2"))
 
 
@@ -56,48 +56,56 @@ def probe(decoder, params):
     return probes.run(decoder, params, [batch], [probes.frequency_usage])["frequency_usage"]
 
 
-def test_initial_weights_do_not_depend_on_the_mesh(one, eight):
+def test_initial_weights_do_not_depend_on_the_mesh(one_device_run, eight_device_run):
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a, b),
-        one[1].init().params,
-        eight[1].init().params,
+        one_device_run[1].init().params,
+        eight_device_run[1].init().params,
     )
 
 
-def test_losses_equal_one_device(one, eight):
+def test_losses_equal_one_device(one_device_run, eight_device_run):
     # The order of f32 sums over devices differs; nothing else may.
-    np.testing.assert_allclose(eight[3], one[3], rtol=3e-6)
-    assert one[3][-1] < one[3][0]
+    np.testing.assert_allclose(eight_device_run[3], one_device_run[3], rtol=3e-6)
+    assert one_device_run[3][-1] < one_device_run[3][0]
 
 
-def test_parameters_are_really_split(eight):
-    q = eight[2].params["pattern_0"]["q"]
+def test_parameters_are_really_split(eight_device_run):
+    q = eight_device_run[2].params["pattern_0"]["q"]
     assert q.sharding.shard_shape(q.shape) == (2, 32 // 2, 4 // 2, 16)
-    mu = eight[2].opt_state[1][0].mu["embedding"]
+    mu = eight_device_run[2].opt_state[1][0].mu["embedding"]
     assert mu.sharding.shard_shape(mu.shape) == (384 // 2, 32 // 2)
 
 
-def test_probe_and_evaluation_equal_one_device(one, eight):
+def test_probe_and_evaluation_equal_one_device(one_device_run, eight_device_run):
     for name in ("q", "k", "v"):
         np.testing.assert_allclose(
-            probe(eight[0], eight[2].params)[name], probe(one[0], one[2].params)[name], rtol=1e-4
+            probe(eight_device_run[0], eight_device_run[2].params)[name],
+            probe(one_device_run[0], one_device_run[2].params)[name],
+            rtol=1e-4,
         )
     batches = [(windows(5), np.ones(8))]
-    losses = [evaluate(run[0], run[2].params, batches).losses for run in (one, eight)]
+    losses = [
+        evaluate(run[0], run[2].params, batches).losses
+        for run in (one_device_run, eight_device_run)
+    ]
     np.testing.assert_allclose(losses[1], losses[0], atol=2e-4)
 
 
-def test_checkpoint_of_eight_devices_restores_on_one(one, eight, tmp_path):
-    _, trainer, state, _ = eight
+def test_checkpoint_of_eight_devices_restores_on_one(one_device_run, eight_device_run, tmp_path):
+    _, trainer, state, _ = eight_device_run
     (tmp_path / "checkpoints").mkdir()
     with runs.Manager(tmp_path) as manager:
         trainer.save(manager, STEPS, state)
     with runs.Manager(tmp_path) as manager:
-        restored = one[1].restore(manager)
+        restored = one_device_run[1].restore(manager)
     assert int(restored.step) == STEPS
     assert len(restored.params["embedding"].sharding.device_set) == 1
-    for mine, theirs in ((restored.params, state.params), (restored.opt_state, state.opt_state)):
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), mine, theirs)
+    for restored_tree, saved_tree in (
+        (restored.params, state.params),
+        (restored.opt_state, state.opt_state),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), restored_tree, saved_tree)
 
 
 def test_bfloat16_compute_keeps_f32_parameters_and_trains():

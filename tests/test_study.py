@@ -80,11 +80,11 @@ def test_differences_are_paired_by_seed(finished):
 
 def test_encodings_start_from_the_same_weights_and_batches(finished):
     """Before any update only the encoding differs; another seed has other weights and batches."""
-    first = {
+    first_losses = {
         name: read_metrics(finished / name)[0]["loss"]
         for name in ("rope_theta10000_seed0", "nope_seed0", "nope_seed1")
     }
-    rope, nope, other_seed = first.values()
+    rope, nope, other_seed = first_losses.values()
     assert rope == pytest.approx(nope, abs=0.05) and rope != nope
     assert other_seed != nope
 
@@ -197,10 +197,10 @@ def test_checkpoint_under_another_encoding(finished):
     folder = finished / "rope_theta10000_seed0"
     decoder, params = checkpoints.load(folder, rotary="p_rope(p=0.25)")
     assert decoder.config.layer_specs[0].rotary == rotary.p_rope(0.25)
-    plain, same = checkpoints.load(folder)
+    plain, plain_params = checkpoints.load(folder)
     tokens = np.arange(16, dtype=np.int32)[None]
     changed = decoder.apply({"params": params}, tokens)[0]
-    assert not np.allclose(changed, plain.apply({"params": same}, tokens)[0])
+    assert not np.allclose(changed, plain.apply({"params": plain_params}, tokens)[0])
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])

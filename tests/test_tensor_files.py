@@ -264,18 +264,18 @@ def test_an_index_must_not_choose_paths(folder, shard):
 
 
 def test_an_index_that_does_not_agree_with_its_shards(folder):
-    whole = {"rows": "a.safetensors", "deep": "a.safetensors"}
-    whole |= {"vector": "b.safetensors", "scalar": "b.safetensors"}
+    files = {"rows": "a.safetensors", "deep": "a.safetensors"}
+    files |= {"vector": "b.safetensors", "scalar": "b.safetensors"}
     for index, message in [
-        (whole | {"more": "b.safetensors"}, "'more' should be in b.safetensors, which .* have it:"),
-        (whole | {"rows": "b.safetensors"}, "'rows' should be in b.safe.* but a.safetensors does"),
-        ({**whole, "vector": "a.safetensors"}, "'vector' should be in a.s.* b.safetensors does"),
-        ({name: whole[name] for name in whole if name != "deep"}, "'deep' is in a.safe.* and not"),
+        (files | {"more": "b.safetensors"}, "'more' should be in b.safetensors, which .* have it:"),
+        (files | {"rows": "b.safetensors"}, "'rows' should be in b.safe.* but a.safetensors does"),
+        ({**files, "vector": "a.safetensors"}, "'vector' should be in a.s.* b.safetensors does"),
+        ({name: files[name] for name in files if name != "deep"}, "'deep' is in a.safe.* and not"),
     ]:
         refused(write(folder, {}, index), rf"tensor {message}.*not of one save")
     save_file({"rows": TENSORS["rows"], "vector": TENSORS["vector"]}, folder / "b.safetensors")
     refused(
-        write(folder, {}, whole), r"'rows' is in two shards, a.safetensors and b.safetensors.*save"
+        write(folder, {}, files), r"'rows' is in two shards, a.safetensors and b.safetensors.*save"
     )
 
 
@@ -310,9 +310,9 @@ def test_peak_memory_is_one_part_and_the_pages_it_was_read_from(tmp_path):
     file = tmp_path / "model.safetensors"
     save_file({str(i): np.full((5000, 2500), i, ml_dtypes.bfloat16) for i in range(8)}, file)
     command = [sys.executable, "-c", MEASURE, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    measurement = subprocess.run(command, capture_output=True, text=True, check=True)
     file.unlink()
-    added = json.loads(done.stdout)
+    added = json.loads(measurement.stdout)
     assert added["open"] < 2
     assert added["whole"] < 2 * 25 + 8
     assert added["rows"] < 2 * 1.5 + 8

@@ -45,10 +45,10 @@ def test_passages_are_ten_distinct_lines_of_30_to_80_words():
 
 
 def test_passages_hold_what_heads_look_for():
-    everything = " ".join(PASSAGES)
-    assert everything.count("'") >= 50
+    all_text = " ".join(PASSAGES)
+    assert all_text.count("'") >= 50
     for word in ("don't", "it's", "Anna's", "o'clock", "I've", "they're", "she'd", "you'll"):
-        assert re.search(rf"\b{word}\b", everything), word
+        assert re.search(rf"\b{word}\b", all_text), word
     assert max(text.count("Bruno") for text in PASSAGES) >= 4, "a repeated name"
     assert max(text.count(";") for text in PASSAGES) >= 6, "a passage of semicolons"
     assert max(text.count("(") for text in PASSAGES) >= 5, "a passage of parentheses"

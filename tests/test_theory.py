@@ -79,9 +79,9 @@ def test_activations_equal_explicit_rotation_matrices():
 def check_peak(query, key, encoding, distance, context=512):
     """Largest at that distance, nowhere else, and as large as Cauchy-Schwarz allows."""
     activation = theory.activations(query, key, encoding, np.arange(context))
-    others = np.delete(activation, distance)
+    rivals = np.delete(activation, distance)
     assert activation[distance] == pytest.approx(query @ query, rel=1e-12)
-    assert others.max() < activation[distance] - 1e-9 * (query @ query)
+    assert rivals.max() < activation[distance] - 1e-9 * (query @ query)
 
 
 @pytest.mark.parametrize("name", ROTATING)
@@ -137,18 +137,18 @@ def of_draws(draws):
 
 @pytest.mark.parametrize("encoding", [*ROTATING.values(), nope()], ids=lambda e: e.name)
 def test_prop_3_2_gaussian_activations_do_not_decay(encoding):
-    found = theory.prop_3_2(encoding, 64, DISTANCES, samples=4000, seed=1)
-    check_gaussian(found.mean, found.variance, 4000, 64)
-    assert (found.expected_mean == 0).all() and (found.expected_variance == 64).all()
-    np.testing.assert_allclose(found.half_width, 1.96 * 8 / math.sqrt(4000), rtol=0.1)
+    moments = theory.prop_3_2(encoding, 64, DISTANCES, samples=4000, seed=1)
+    check_gaussian(moments.mean, moments.variance, 4000, 64)
+    assert (moments.expected_mean == 0).all() and (moments.expected_variance == 64).all()
+    np.testing.assert_allclose(moments.half_width, 1.96 * 8 / math.sqrt(4000), rtol=0.1)
 
 
 def test_prop_3_2_needs_independent_centred_unscaled_draws():
     q, k = normal(2, 4000, 64)
     draws = theory.activations(q, k, rope(), DISTANCES)
     check_gaussian(*of_draws(draws), 4000, 64)
-    same = theory.activations(q, q, rope(), DISTANCES)
-    assert fails(check_gaussian, *of_draws(same), 4000, 64)
+    self_products = theory.activations(q, q, rope(), DISTANCES)
+    assert fails(check_gaussian, *of_draws(self_products), 4000, 64)
     shifted = theory.activations(q + 0.5, k + 0.5, rope(), DISTANCES)
     assert fails(check_gaussian, *of_draws(shifted), 4000, 64)
     scaled = draws / math.sqrt(64)
@@ -160,8 +160,8 @@ def test_prop_3_2_intervals_cover_zero_as_often_as_they_say():
     runs = [theory.prop_3_2(rope(), 8, [3], 200, seed) for seed in range(400)]
     missed = np.mean([abs(run.mean[0]) > run.half_width[0] for run in runs])
     assert 0.02 < missed < 0.09
-    again = theory.prop_3_2(rope(), 8, [3], 200, seed=7)
-    np.testing.assert_array_equal(again.mean, runs[7].mean)
+    rerun = theory.prop_3_2(rope(), 8, [3], 200, seed=7)
+    np.testing.assert_array_equal(rerun.mean, runs[7].mean)
 
 
 def check_decays(curve, head_dim):
@@ -226,17 +226,17 @@ def check_head(attention, offset, epsilon):
 def test_thm_5_3_norm_is_enough_and_no_less_is(frequencies, offset):
     norm = theory.thm_5_3_norm(frequencies, 40, 0.01, offset)
     check_head(theory.thm_5_3_attention(norm, frequencies, 40, offset), offset, 0.01)
-    less = theory.thm_5_3_attention(0.999 * norm, frequencies, 40, offset)
-    assert fails(check_head, less, offset, 0.01)
-    other_head = theory.thm_5_3_attention(norm, frequencies, 40, 1 - offset)
-    assert fails(check_head, other_head, offset, 0.01)
+    weaker_attention = theory.thm_5_3_attention(0.999 * norm, frequencies, 40, offset)
+    assert fails(check_head, weaker_attention, offset, 0.01)
+    other_offset = theory.thm_5_3_attention(norm, frequencies, 40, 1 - offset)
+    assert fails(check_head, other_offset, offset, 0.01)
     needed, enough = theory.thm_5_3_norm_bounds(frequencies, 40, 0.01, offset)
     assert needed <= norm <= enough
     # A decoder divides logits by sqrt(head_dim), so the norm grows by its fourth root.
     scaled = theory.thm_5_3_norm(frequencies, 40, 0.01, offset, scale=1 / 16)
     assert scaled == pytest.approx(4 * norm)
-    missing = theory.thm_5_3_attention(norm, frequencies, 40, offset, scale=1 / 16)
-    assert fails(check_head, missing, offset, 0.01)
+    unscaled_norm = theory.thm_5_3_attention(norm, frequencies, 40, offset, scale=1 / 16)
+    assert fails(check_head, unscaled_norm, offset, 0.01)
 
 
 @pytest.mark.parametrize("offset", [0, 1])
@@ -319,8 +319,8 @@ def test_thm_5_3_head_works_in_the_real_decoder(offset):
         check_head(head, offset, 0.0501)
         want = theory.thm_5_3_attention(norm, frequencies, length, offset, scale=16**-0.5)
         np.testing.assert_allclose(head, want, atol=1e-5)
-    without = config.with_rotary(nope())
-    even = theory.first_layer_attention(without, params, tokens, edit)[0, -1, ::-1]
+    nope_config = config.with_rotary(nope())
+    even = theory.first_layer_attention(nope_config, params, tokens, edit)[0, -1, ::-1]
     assert fails(check_head, even.astype(np.float64), offset, 0.0501)
 
 
@@ -472,8 +472,8 @@ def test_thm_6_1_bound_any_dimension(pairs):
         check_any_dimension(bound, head, frequencies, margin)
         # In the slowest channel alone, with 1 in place of 1 / sin(g / 2).
         slow = np.full(pairs, SLOWEST)
-        wrong = theory.thm_6_1_bound_any_dimension(*head, np.full(pairs, math.pi), margin)
-        missed += fails(check_any_dimension, wrong, head, slow, margin)
+        wrong_bound = theory.thm_6_1_bound_any_dimension(*head, np.full(pairs, math.pi), margin)
+        missed += fails(check_any_dimension, wrong_bound, head, slow, margin)
     assert missed > 0
 
 
@@ -498,13 +498,13 @@ def test_thm_6_1_pairs_that_last_over_a_context():
 
 def test_thm_6_1_search_more_frequencies_delay_reversal_not_loss():
     margins = (0.0, -0.8)
-    few, many = (
+    one_frequency, six_frequencies = (
         theory.thm_6_1_search(np.geomspace(0.01, 0.1, m + 1)[:m], margins, heads=24, limit=20_000)
         for m in (1, 6)
     )
-    assert np.median(many[0]) < 2 * np.median(few[0])
-    assert np.median(many[1]) > 4 * np.median(few[1])
-    assert np.isfinite(few).all()
+    assert np.median(six_frequencies[0]) < 2 * np.median(one_frequency[0])
+    assert np.median(six_frequencies[1]) > 4 * np.median(one_frequency[1])
+    assert np.isfinite(one_frequency).all()
     unrotated = theory.thm_6_1_search([0.0, 0.0], margins, heads=8, limit=1000)
     assert np.isinf(unrotated).all()
 

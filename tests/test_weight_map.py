@@ -70,8 +70,8 @@ def test_every_part_is_what_the_whole_array_has_there(case):
     split = stored[spec.part].reshape([SIZES[axis] for axis in stored_axes])
     ours = np.einsum(f"{stored_axes}->{spec.axes}", split)
     ours = rotary.convert_layout(ours, spec.layout, "half_split")
-    everything = (slice(None),) * len(shape)
-    np.testing.assert_array_equal(spec.read(reader, shape, everything), ours)
+    whole_index = (slice(None),) * len(shape)
+    np.testing.assert_array_equal(spec.read(reader, shape, whole_index), ours)
     random = np.random.default_rng(1)
     for _ in range(20):
         ends = [sorted(random.choice(size + 1, 2, replace=False)) for size in shape]

@@ -114,7 +114,7 @@ def build(name, fields, seed=0):
 
 def run(model, tokens):
     """Logits f32[B, T, V] and golden activations by name, as checkpoints.compare takes them."""
-    caught = {}
+    activations = {}
 
     def attention(module, query, key, value, mask, scaling, dropout=0.0, softcap=None, **_):
         """Eager attention [B, N, T, H], that also keeps what it was given."""
@@ -127,8 +127,8 @@ def run(model, tokens):
         # Here queries carry the scale of the logits beyond 1 / sqrt(H).
         scale = scaling * math.sqrt(query.shape[-1])
         for name, x in (("q_rotated", query * scale), ("k_rotated", key), ("v", value)):
-            caught[f"layer_{module.layer_idx}/{name}"] = x.transpose(1, 2)
-        caught[f"layer_{module.layer_idx}/attention_output"] = mixed
+            activations[f"layer_{module.layer_idx}/{name}"] = x.transpose(1, 2)
+        activations[f"layer_{module.layer_idx}/attention_output"] = mixed
         return mixed.contiguous(), weights
 
     AttentionInterface.register("caught", attention)
@@ -138,11 +138,11 @@ def run(model, tokens):
     model.set_attn_implementation("caught")
     for i, layer in enumerate(model.model.layers):
         layer.register_forward_hook(
-            lambda _, __, out, i=i: caught.__setitem__(
+            lambda _, __, out, i=i: activations.__setitem__(
                 f"layer_{i}/residual", out[0] if isinstance(out, tuple) else out
             )
         )
     with torch.no_grad():
-        caught["logits"] = model(torch.tensor(tokens), use_cache=False).logits
-    golden = {name: value.float().numpy() for name, value in caught.items()}
+        activations["logits"] = model(torch.tensor(tokens), use_cache=False).logits
+    golden = {name: value.float().numpy() for name, value in activations.items()}
     return golden["logits"], golden | {"tokens": np.asarray(tokens)}

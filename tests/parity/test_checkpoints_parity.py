@@ -27,7 +27,7 @@ TOKENS = np.random.default_rng(0).integers(0, 128, (8, 40))  # a row a device; w
 LOADED = claims.tolerances("case", numbers=3)
 EXPORTED = claims.tolerances("exported", numbers=1)
 ROTATED = {"q_rotated", "k_rotated"}
-OTHERS = {"v", "attention_output", "residual"}
+UNROTATED = {"v", "attention_output", "residual"}
 
 
 def logits_of(model):
@@ -53,10 +53,10 @@ def test_loaded_models_have_the_peers_logits_and_activations(case, tmp_path):
     logits, golden = peers.run(model, TOKENS)
     model.save_pretrained(tmp_path / case)
     decoder, params = checkpoints.load(tmp_path / case)
-    of_logits, of_rotated, of_others = LOADED[case]
+    of_logits, of_rotated, of_unrotated = LOADED[case]
     check_logits(decoder, params, logits, of_logits)
     compared = checkpoints.compare(decoder, params, golden)
-    allowed = dict.fromkeys(ROTATED, of_rotated) | dict.fromkeys(OTHERS, of_others)
+    allowed = dict.fromkeys(ROTATED, of_rotated) | dict.fromkeys(UNROTATED, of_unrotated)
     allowed["logits"] = of_logits
     differences = {name: 0.0 for name in allowed}
     for row in compared.rows:
@@ -73,10 +73,10 @@ def test_exported_again_they_are_the_same_models(case, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     decoder, params = checkpoints.load(tmp_path / "theirs")
     checkpoints.export(decoder, params, tmp_path / "ours", shard_bytes=100_000)
-    again = type(model).from_pretrained(tmp_path / "ours").eval()
+    reloaded = type(model).from_pretrained(tmp_path / "ours").eval()
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+        assert torch.equal(value, reloaded.state_dict()[name]), name
+    np.testing.assert_array_equal(logits_of(reloaded), logits_of(model))
 
 
 LLAMA = {"norm_offset": 0.0, "activation": "silu", "scale_embedding": False, "tied": False}
@@ -150,9 +150,11 @@ def test_other_modalities_are_left_out(tmp_path):
     text |= {"sliding_window": 8, "query_pre_attn_scalar": 16}
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 1, "image_size": 14, "patch_size": 14}
-    whole = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=1)
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=1
+    )
     torch.manual_seed(0)
-    model = transformers.Gemma3ForConditionalGeneration(whole).eval()
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "sees")
     decoder, params = checkpoints.load(tmp_path / "sees")
     check_logits(decoder, params, logits_of(model), LOADED["gemma3"][0])
