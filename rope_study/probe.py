@@ -12,6 +12,7 @@ from absl import flags
 from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
+from rope_study.files import check_new_folder
 from rope_study.reports.model import PAGE, PROBES, probe, table, write
 from rope_study.sharding import is_main_process
 
@@ -60,7 +61,9 @@ def run() -> None:
 def check_flags(f: flags.FlagValues) -> Path:
     """The output folder; UserError for flags that cannot be, before anything is read or written."""
     command.check_model_flags()
-    folder = command.check_new_folder(f.out, "out")
+    if f.out is None:
+        raise UserError("no folder for the results: give a new one", "out")
+    folder = check_new_folder(f.out, "out")
     if f.string and f["text"].present:
         raise UserError("--text and --string both say what to read: give one of them")
     for name in f.probes or [""]:
