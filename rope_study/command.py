@@ -84,7 +84,8 @@ def run_config(
 
     new = set(flags.FLAGS) - before
     fields = "Fields of a configuration with their defaults:"
-    _run(start, prepare, remedy, lambda: f"{_help(about, new)}\n{fields}\n{_fields()}")
+    saved = "what was saved stays; the same command goes on from there"
+    _run(start, prepare, remedy, lambda: f"{_help(about, new)}\n{fields}\n{_fields()}", saved)
 
 
 def run_flags(
@@ -110,7 +111,7 @@ def run_flags(
         return (remedies or {}).get(argument, by_flag)
 
     new = set(flags.FLAGS) - before
-    _run(run, lambda: None, remedy, lambda: _help(about, new))
+    _run(run, lambda: None, remedy, lambda: _help(about, new), "nothing was written")
 
 
 def define_model_flags() -> None:
@@ -176,8 +177,13 @@ def _run(
     prepare: Callable[[], Any],
     remedy: Callable[[str], str | None],
     help_text: Callable[[], str],
+    saved: str,
 ) -> None:
-    """Parses the flags, prepares and runs; `remedy` says what helps where an argument is wrong."""
+    """Parses the flags, prepares and runs.
+
+    `remedy` says what helps where an argument is wrong, `saved` what there is after an interruption
+    that has no note of its own.
+    """
 
     def start(_: Sequence[str]) -> None:
         handlers = {number: signal.getsignal(number) for number in STOPPING}
@@ -187,10 +193,9 @@ def _run(
             run()
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
-            _end(stop)
-        except BrokenPipeError:  # the reader of what is printed has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(128 + signal.SIGPIPE)
+            _end(stop, saved)
+        except BrokenPipeError:
+            _nobody_reads()
         except OSError as error:
             _fail(files.explain(error), remedy, error)
         except UserError as error:
@@ -206,7 +211,10 @@ def _parse(
     argv: Sequence[str], prepare: Callable[[], Any], help_text: Callable[[], str]
 ) -> Sequence[str]:
     if set(HELP) & set(argv):
-        print(help_text())
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:
+            _nobody_reads()
         sys.exit(0)
     try:
         rest = flags.FLAGS([re.sub("(?<=config=)~.*", _at_home, word) for word in argv])
@@ -226,6 +234,12 @@ def _at_home(path: re.Match[str]) -> str:
     return os.path.expanduser(path[0])  # no shell does behind an equals sign
 
 
+def _nobody_reads() -> None:
+    """Ends where the reader of what is printed, such as `head`, has had enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
 def _fail(
     error: Exception, remedy: Callable[[str], str | None], cause: Exception | None = None
 ) -> None:
@@ -240,10 +254,10 @@ def _fail(
     sys.exit(2)
 
 
-def _end(stop: KeyboardInterrupt) -> None:
+def _end(stop: KeyboardInterrupt, saved: str) -> None:
     """Prints one line that says what is saved, and ends as a shell expects it of a signal."""
     number = getattr(stop, "number", signal.SIGINT)
-    notes = getattr(stop, "__notes__", ["nothing was written"])
+    notes = getattr(stop, "__notes__", [saved])
     print(f"\nstopped by {signal.Signals(number).name}: {'; '.join(notes)}", file=sys.stderr)
     sys.exit(128 + number)
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rope_study.errors import UserError
 
@@ -112,6 +114,34 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes the whole file, in UTF-8, or nothing; UserError where the system refuses."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def read_json(file: Path, keys: Sequence[str] = (), remedy: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read, is no JSON object, or lacks one of the keys; with the remedy.
+    """
+    try:
+        with explained():
+            content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, no object")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"without {', '.join(missing)}")
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error})", remedy=remedy) from error
+    return content
+
+
+def move_to(path: Path, folder: Path) -> None:
+    """Moves a file or folder into another folder, which is made; what is there stays too."""
+    with explained():
+        folder.mkdir(exist_ok=True)
+        names = [path.name, *(f"{path.name}_{i}" for i in range(1, 1000))]
+        os.rename(path, next(folder / name for name in names if not (folder / name).exists()))
 
 
 def _replace(part: Path, path: Path) -> None:
