@@ -174,6 +174,8 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     runs: dict[str, Run] = {}
     for encoding in encodings:
         name, decoder = variants.apply(base, encoding, "encodings")
+        for spec in decoder.pattern:
+            rotary.check_named(spec.rotary, "encodings")
         for seed in seeds:
             run_folder = f"{folder_name(name)}_seed{seed}"
             if run_folder in runs:
@@ -203,6 +205,8 @@ def resolve_one(config: Config) -> Study:
         )
     base = decoder_config(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
     names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
+    for spec in base.pattern:
+        rotary.check_named(spec.rotary, "rotary")
     study = resolve(config, [ROTARY])
     run = dataclasses.replace(
         study.runs[0], name=" / ".join(names), folder=study.folder, decoder=base
