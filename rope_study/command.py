@@ -151,7 +151,7 @@ def finish_first() -> Iterator[Callable[[], bool]]:
     def remember(number: int, _: Any) -> None:
         numbers.append(number)
         _on_signals(_stop)
-        print("\nstopping after this batch; again: at once", file=sys.stderr)
+        print("\nstopping after this batch; once more: at once", file=sys.stderr)
 
     _on_signals(remember)
     try:
@@ -159,7 +159,9 @@ def finish_first() -> Iterator[Callable[[], bool]]:
     finally:
         _on_signals(_stop)
     if numbers:
-        raise Stopped(numbers[0])
+        stop = Stopped(numbers[0])
+        stop.add_note("what was read until then is measured and written")
+        raise stop
 
 
 def _stop(number: int, _: Any) -> None:

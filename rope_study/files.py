@@ -92,7 +92,7 @@ def check_new_folder(path: str | os.PathLike, argument: str | None = None, size:
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A path to write a file or folder to, which then takes the place of `path` at once.
 
     The folders above are made. Where the writing fails nothing is left and `path` is as before.
@@ -112,7 +112,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes the whole file, in UTF-8, or nothing; UserError where the system refuses."""
-    with whole(path) as part:
+    with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
