@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder
-from rope_study.errors import UserError, nearest
+from rope_study.errors import UserError, join, nearest
 from rope_study.training import settings
 
 COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
@@ -189,6 +190,8 @@ def _run(
 
     def start(_: Sequence[str]) -> None:
         handlers = {number: signal.getsignal(number) for number in STOPPING}
+        if not flags.FLAGS.debug:
+            _silence_threads()
         try:
             sharding.start()
             _on_signals(_stop)
@@ -228,12 +231,22 @@ def _parse(
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error, lambda _: None)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+        # Orbax tells of every file it writes, and of every error that it raises too.
+        logging.set_verbosity(logging.FATAL)
     return rest
 
 
 def _at_home(path: re.Match[str]) -> str:
     return os.path.expanduser(path[0])  # no shell does behind an equals sign
+
+
+def _silence_threads() -> None:
+    """What the threads of Orbax and TensorStore cannot do any more once one of them has failed.
+
+    The first error is raised where their work is waited for.
+    """
+    sys.unraisablehook = lambda _: None
+    threading.excepthook = lambda _: None
 
 
 def _nobody_reads() -> None:
@@ -251,7 +264,7 @@ def _fail(
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     argument = getattr(error, "argument", None)
     if isinstance(error, UserError) and (helps := argument and remedy(argument)):
-        message = f"{error.problem}; {helps}"
+        message = join(error.problem, helps)
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 

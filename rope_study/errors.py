@@ -14,8 +14,13 @@ class UserError(ValueError):
     """
 
     def __init__(self, problem: str, argument: str | None = None, remedy: str | None = None):
-        super().__init__(problem if remedy is None else f"{problem}; {remedy}")
+        super().__init__(problem if remedy is None else join(problem, remedy))
         self.problem, self.argument, self.remedy = problem, argument, remedy
+
+
+def join(problem: str, remedy: str) -> str:
+    """Both in one line."""
+    return f"{problem}{'' if problem.endswith(('.', '?')) else ';'} {remedy}"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

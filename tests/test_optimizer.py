@@ -35,10 +35,18 @@ def test_short_runs_have_rates_too(warmup, steps):
     assert all(0 < rate <= 1e-2 * (1 + 1e-6) for rate in rates), rates
 
 
-def test_weight_decay_leaves_norms_biases_and_scales_alone():
+@pytest.mark.parametrize(
+    "term, names",
+    [
+        ("qk_norm() + ss_max()", {"layer_scalar", "ss_max_scale", "final_norm", "mlp_norm"}),
+        ("learned_rope()", {"layer_scalar", "final_norm"}),
+        ("t5_bias()", {"t5_bias"}),
+    ],
+)
+def test_weight_decay_leaves_norms_biases_and_scales_alone(term, names):
     """Without gradients a step only decays: what is not a matrix stays where it was."""
     config = dataclasses.replace(presets.tiny(), layer_scalar=True, post_norms=True)
-    _, config = variants.apply(config, "rope + qk_norm() + ss_max() + dpe(scales=(1, 2), window=4)")
+    _, config = variants.apply(config, term)
     tree = parameter_tree(config)
     is_parameter = lambda node: isinstance(node, Parameter)  # noqa: E731
     params = jax.tree.map(lambda p: jnp.ones(p.shape), tree, is_leaf=is_parameter)
@@ -50,8 +58,8 @@ def test_weight_decay_leaves_norms_biases_and_scales_alone():
         for path, update in jax.tree_util.tree_leaves_with_path(updates)
         if np.any(update)
     }
-    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    all_names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     matrices = {"embedding", "q", "k", "v", "o", "gate", "up", "down"}
     assert changed == matrices
-    assert {"layer_scalar", "dpe_pairs", "ss_max_scale", "final_norm"} <= names - matrices
+    assert names <= all_names - matrices
     np.testing.assert_allclose(updates["embedding"], -schedule(0) * 0.5, rtol=1e-5)

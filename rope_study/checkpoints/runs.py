@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def _restore(path: Path, saved: dict, step: int | None) -> dict:
                 "step",
                 "give step=" if steps else None,
             )
+        manager.check_shapes(step, saved)
         try:
             return manager.restore(step, {PARAMS: saved})[PARAMS]
         except UserError as error:
@@ -177,8 +179,8 @@ class Manager:
         """
         if not_finite := _not_finite(items):
             raise UserError(
-                f"{', '.join(not_finite[:3])} not finite after step {step}, which is not saved; the"
-                f" newest checkpoint is of step {self.latest()}",
+                f"{not_finite[0]} is not finite after step {step}, which is not saved; checkpoints"
+                f" there are: {self.steps() or 'none'}",
                 "learning_rate",
                 "lower learning_rate",
             )
@@ -209,6 +211,30 @@ class Manager:
         if not sharding.all_agree(problem is None):
             raise problem or UserError(f"{self.folder}: step {step} cannot be read elsewhere")
         return {name: restored[name] for name in items}
+
+    def check_shapes(self, step: int, params: dict) -> None:
+        """Refuses parameters, as model.json has them, of other shapes than a checkpoint's.
+
+        Nothing is said of a damaged checkpoint: `restore` says it.
+        """
+        try:
+            stored = self._manager.item_metadata(step)[PARAMS].tree
+        except Exception:
+            return
+        expected, there = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (params, stored)
+        )
+        for name in sorted(expected.keys() | there.keys()):
+            if expected.get(name) != there.get(name):
+                raise UserError(
+                    f"{self.folder.parent / MODEL_FILE} does not fit {self.folder / str(step)}:"
+                    f" {name} is {expected.get(name, 'absent')} in the one and"
+                    f" {there.get(name, 'absent')} in the other"
+                )
 
     def newest_intact(
         self, items: dict, steps: Sequence[int]
@@ -262,8 +288,10 @@ def _are_finite(arrays: list[jax.Array]) -> list[jax.Array]:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, without the pages that TensorStore adds."""
+    """What an error says, without the pages that TensorStore adds; what the system said first."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if system := re.search(r"\[OS error (\d+)", text):
+        return str(files.explain(OSError(int(system[1]), os.strerror(int(system[1])))))
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return line.split(" [")[0][:300]
 
@@ -283,8 +311,11 @@ def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> D
     fields = _read_json(path)["decoder"]
     # A user's own function need not be importable where another encoding replaces it.
     replaced = rotary is not None and variants.sets_rotary(rotary)
-    fields["pattern"] = tuple(_read_layer(layer, replaced) for layer in fields["pattern"])
-    config = DecoderConfig(**fields)
+    try:
+        fields["pattern"] = tuple(_read_layer(layer, replaced) for layer in fields["pattern"])
+        config = DecoderConfig(**fields)
+    except (TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f"{Path(path) / MODEL_FILE} describes no decoder ({error})") from error
     return config if rotary is None else variants.apply(config, rotary)[1]
 
 

@@ -98,7 +98,7 @@ def _differing(folder: Path, now: dict[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if not _same(name, before.get(name), now.get(name))
     ]
-    if differing and any((folder / CHECKPOINTS).glob("[0-9]*")):
+    if differing and any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*")):
         raise UserError(
             f"{folder} holds a different run ({'; '.join(differing)}); nothing was changed:"
             " choose a new workdir",
