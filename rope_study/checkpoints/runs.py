@@ -290,7 +290,7 @@ def _are_finite(arrays: list[jax.Array]) -> list[jax.Array]:
 def _first_line(error: Exception) -> str:
     """What an error says, without the pages that TensorStore adds; what the system said first."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if system := re.search(r"\[OS error (\d+)", text):
+    if system := re.search(r"os_error_code='(\d+)'", text):
         return str(files.explain(OSError(int(system[1]), os.strerror(int(system[1])))))
     line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return line.split(" [")[0][:300]
