@@ -6,7 +6,9 @@ line that says what is saved, and 130 or 143. `rope-study study ...` is
 """
 
 import contextlib
+import functools
 import importlib
+import operator
 import os
 import re
 import signal
@@ -299,9 +301,7 @@ def _fields() -> str:
 
 
 def _value(config: ConfigDict, path: str) -> Any:
-    for name in path.split("."):
-        config = config[name]
-    return config
+    return functools.reduce(operator.getitem, path.split("."), config)
 
 
 def _entry(flag: str, meaning: str | None) -> str:

@@ -18,9 +18,7 @@ SETTINGS = settings.TrainSettings(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "done, rate", [(0, 1e-3), (4, 5e-3), (9, 1e-2), (54, 0.55e-2), (99, 1e-3)]
-)
+@pytest.mark.parametrize("done, rate", [(0, 1e-3), (4, 5e-3), (9, 1e-2), (54, 0.55e-2), (99, 1e-3)])
 def test_rates_rise_over_the_warm_up_and_fall_as_a_cosine(done, rate):
     """No step has rate 0: the first of ten has a tenth of the peak."""
     _, schedule = make_optimizer(SETTINGS, presets.tiny())

@@ -1,4 +1,4 @@
-"""A run's folder: its owner, its checkpoints when they are damaged, and what an end leaves behind."""
+"""A run's folder: its owner, damaged checkpoints, and what an interruption leaves behind."""
 
 import os
 import resource
@@ -72,8 +72,14 @@ def flip(file):
 # --- damage -----------------------------------------------------------------------------------
 
 DAMAGE = {
-    "truncated": (lambda at: os.truncate(largest(at / "params"), 100), r"/d/\w+ is damaged: 100 by"),
-    "flipped": (lambda at: flip(largest(at / "params")), r"/d/\w+ is damaged: not what was written"),
+    "truncated": (
+        lambda at: os.truncate(largest(at / "params"), 100),
+        r"/d/\w+ is damaged: 100 by",
+    ),
+    "flipped": (
+        lambda at: flip(largest(at / "params")),
+        r"/d/\w+ is damaged: not what was written",
+    ),
     "metadata": (lambda at: (at / "params/_METADATA").write_text("{}"), r"_METADATA is damaged: 2"),
     "index": (lambda at: (at / "params/manifest.ocdbt").unlink(), r"manifest\.ocdbt is missing"),
     "folder": (lambda at: shutil.rmtree(at / "params"), r"params/\S+ is missing"),
@@ -123,7 +129,9 @@ def test_without_an_intact_checkpoint_nothing_is_touched(run, train_in, capfd):
         flip(largest(run / "checkpoints" / step / "optimizer"))
     before = content(run / "checkpoints")
     assert train_in(run) == 2
-    check_one_line(capfd, r"no checkpoint is intact: .*/6/optimizer/.*/4/optimizer/.*set config\.work")
+    check_one_line(
+        capfd, r"no checkpoint is intact: .*/6/optimizer/.*/4/optimizer/.*set config\.work"
+    )
     assert content(run / "checkpoints") == before
     with pytest.raises(UserError, match=r"/6/params/\S+ is missing; no other step is intact"):
         for step in ("4", "6"):
@@ -199,7 +207,9 @@ def test_a_run_that_saved_nothing_starts_again_with_other_settings(tmp_path, tra
     folder = tmp_path / "run"
     arguments = "--config.train.log_every=10", "--config.train.checkpoint_every=3"
     assert train_in(folder, "--config.train.learning_rate=1e30", *arguments) == 2
-    check_one_line(capfd, r"is not finite after step 3, which is not saved; .* none; set config\.tra")
+    check_one_line(
+        capfd, r"is not finite after step 3, which is not saved; .* none; set config\.tra"
+    )
     assert not list((folder / "checkpoints").iterdir())
     assert not train_in(folder, *arguments)
     assert checkpoints.load(folder)

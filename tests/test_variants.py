@@ -119,7 +119,7 @@ def test_what_does_not_know_its_name_is_named_by_where_it_lies(name):
 
 
 def test_what_cannot_be_found_again_is_not_trained():
-    with pytest.raises(UserError, match="cannot be found again by its name.*'module:name'"):
+    with pytest.raises(UserError, match=r"cannot be found again by its name.*'module:name'"):
         rotary.check_named(lambda x, positions: x)
 
 

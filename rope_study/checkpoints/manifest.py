@@ -74,7 +74,9 @@ def _sums(checkpoint: Path) -> dict[str, list[int]]:
     ]
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(_sum, files))
-    return {str(path.relative_to(checkpoint)): found for path, found in zip(files, sums, strict=True)}
+    return {
+        str(path.relative_to(checkpoint)): found for path, found in zip(files, sums, strict=True)
+    }
 
 
 def _sum(file: Path) -> list[int]:

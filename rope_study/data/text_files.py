@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from numcodecs import zstd
+from numcodecs.zstd import decompress  # type: ignore[import-not-found]
 
 from rope_study.errors import UserError
 
 
 def _open_zstd(file: Path, _: str) -> io.BytesIO:
-    return io.BytesIO(zstd.decompress(file.read_bytes()))
+    return io.BytesIO(decompress(file.read_bytes()))
 
 
 OPENERS: dict[str, Callable[..., Any]] = {

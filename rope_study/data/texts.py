@@ -106,9 +106,7 @@ def _existing_file(name: str) -> Path:
     # os.path, as Path.is_file raises where a whole text, too long for a name, was given.
     if not os.path.isfile(path):
         kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
-        raise UserError(
-            f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])}"
-        )
+        raise UserError(f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])}")
     return Path(path)
 
 
