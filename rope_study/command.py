@@ -6,9 +6,7 @@ line that says what is saved, and 130 or 143. `rope-study study ...` is
 """
 
 import contextlib
-import functools
 import importlib
-import operator
 import os
 import re
 import signal
@@ -295,13 +293,9 @@ def _fields() -> str:
     """Every field of a configuration with its default and what it means."""
     defaults, meanings = settings.default(), settings.meanings()
     return "\n".join(
-        _entry(f"--config.{path}={_value(defaults, path)!r}", meanings.get(path, ""))
-        for path in _paths(defaults)
+        _entry(f"--config.{path}={value!r}", meanings.get(path, ""))
+        for path, value in _leaves(defaults)
     )
-
-
-def _value(config: ConfigDict, path: str) -> Any:
-    return functools.reduce(operator.getitem, path.split("."), config)
 
 
 def _entry(flag: str, meaning: str | None) -> str:
@@ -311,13 +305,14 @@ def _entry(flag: str, meaning: str | None) -> str:
 
 def _config_setting(config: ConfigDict, argument: str) -> str | None:
     """Where a configuration holds an argument: "length" is config.data.length."""
-    paths = [path for path in _paths(config) if f".{path}".endswith(f".{argument}")]
+    paths = [path for path, _ in _leaves(config) if f".{path}".endswith(f".{argument}")]
     return f"set {' or '.join(f'config.{path}' for path in paths)}" if paths else None
 
 
-def _paths(config: ConfigDict) -> Iterator[str]:
+def _leaves(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Every field by its path, and its value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from (f"{name}.{path}" for path in _paths(value))
+            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(value))
         else:
-            yield name
+            yield name, value

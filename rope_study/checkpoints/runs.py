@@ -1,8 +1,9 @@
 """Checkpoints of this project's own runs, written with Orbax.
 
 A run's folder holds model.json (shapes, encodings by name, tokenizer) and checkpoints/<step>/ with
-`params`, unboxed, `optimizer`, and the checksums of both's files. Restoring always goes into an abstract tree with
-shardings, so what 8 devices saved, one restores, and the other way round.
+the items `params`, unboxed, and `optimizer`, and a manifest of their files. Restoring always goes
+into an abstract tree with shardings, so what 8 devices saved, one restores, and the other way
+round.
 """
 
 import contextlib

@@ -16,8 +16,8 @@ from rope_study.data.text_files import JSON_ENDINGS, ending, json_rows, read_tex
 from rope_study.errors import UserError, nearest
 
 ALLOWED = (
-    'texts are "default", "domains", a UTF-8 text or JSON Lines file, or a list of strings; if it is'
-    " a text itself, give a list with it: [text]"
+    'texts are "default", "domains", a UTF-8 text or JSON Lines file, or a list of strings; if it'
+    " is a text itself, give a list with it: [text]"
 )
 
 

@@ -144,7 +144,7 @@ def check_traced(encoding: Rotary, heads: int, head_dim: int, dtype: str) -> Non
         ) from error
     if getattr(turned, "shape", None) != x.shape or turned.dtype != x.dtype:
         raise UserError(
-            f"encoding {name} makes {_shape(turned)} of {_shape(x)}: it has to keep shape and dtype",
+            f"encoding {name} makes {_shape(turned)} of {_shape(x)}: it has to keep shape and type",
             "rotary",
         )
 

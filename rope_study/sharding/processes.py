@@ -39,8 +39,8 @@ def start() -> None:
     missing = [name for name in (ADDRESS, COUNT, NUMBER) if name not in given]
     if missing and not launcher:
         raise UserError(
-            f"{' and '.join(given)} set, but not {' and '.join(missing)}: several processes need all"
-            " three, one process none of them"
+            f"{' and '.join(given)} set, but not {' and '.join(missing)}: several processes need"
+            " all three, one process none of them"
         )
     if launcher != "TPU":
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
