@@ -78,14 +78,13 @@ def _restore(path: Path, saved: dict, step: int | None) -> dict:
                 "step",
                 "give step=" if steps else None,
             )
-        manager.check_shapes(step, saved)
         try:
             return manager.restore(step, {PARAMS: saved})[PARAMS]
         except UserError as error:
             others = [other for other in steps if other != step]
             intact, _, _ = manager.newest_intact({PARAMS: saved}, others)
             if intact is None:
-                raise UserError(f"{error.problem}; no other step is intact") from error
+                raise UserError(f"{error.problem}; no other step can be read") from error
             raise UserError(
                 f"{error.problem}; step {intact} is intact", "step", f"give step={intact}"
             ) from error
@@ -202,6 +201,7 @@ class Manager:
           UserError: it is damaged, or cannot be read; on every process alike.
         """
         sharding.on_main(lambda: manifest.check(self.folder / str(step), items))
+        self._check_shapes(step, items[PARAMS])
         args = {name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
         problem, restored = None, {}
         try:
@@ -213,10 +213,10 @@ class Manager:
             raise problem or UserError(f"{self.folder}: step {step} cannot be read elsewhere")
         return {name: restored[name] for name in items}
 
-    def check_shapes(self, step: int, params: dict) -> None:
+    def _check_shapes(self, step: int, params: dict) -> None:
         """Refuses parameters, as model.json has them, of other shapes than a checkpoint's.
 
-        Nothing is said of a damaged checkpoint: `restore` says it.
+        Nothing is said of one that cannot be read, as that is said next.
         """
         try:
             stored = self._manager.item_metadata(step)[PARAMS].tree
