@@ -39,6 +39,7 @@ def test_short_runs_have_rates_too(warmup, steps):
         ("qk_norm() + ss_max()", {"layer_scalar", "ss_max_scale", "final_norm", "mlp_norm"}),
         ("learned_rope()", {"layer_scalar", "final_norm"}),
         ("t5_bias()", {"t5_bias"}),
+        ("dpe(scales=(1, 2), window=4, selected=True)", {"dpe_pairs"}),
     ],
 )
 def test_weight_decay_leaves_norms_biases_and_scales_alone(term, names):
