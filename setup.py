@@ -21,6 +21,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
+        "filelock>=4,<5",
         "flax>=0.12,<0.13",
         "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
@@ -29,6 +30,7 @@ setup(
         "ml-collections>=1.0,<2",
         "ml-dtypes>=0.5,<1",
         "netCDF4>=1.7,<2",
+        "numcodecs>=0.16,<1",
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",

@@ -60,7 +60,8 @@ def main() -> None:
     arguments = parser.parse_args()
     decoder, params = checkpoints.load(arguments.checkpoint)
     tokenizer = checkpoints.load_tokenizer(arguments.checkpoint)
-    stream = [tokenizer.encode(document) for document in data.read_documents(arguments.text)]
+    pieces = data.pieces(data.read_documents(arguments.text))
+    stream = [tokenizer.encode(piece) for piece in pieces]
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     def texts(length: int, tokens: int) -> list[Batch]:

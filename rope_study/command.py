@@ -1,35 +1,53 @@
-"""What the commands share: flags, and every wrong input as one line with exit status 2.
+"""What the commands share: flags and their help, and every end that is not the wanted one.
 
-`rope-study study ...` is `python -m rope_study.study ...`. Importing a command defines no flag.
+Wrong input, and what the system refuses, is one line and exit status 2; Ctrl-C and SIGTERM are one
+line that says what is saved, and 130 or 143. `rope-study study ...` is
+`python -m rope_study.study ...`. Importing a command defines no flag.
 """
 
+import contextlib
 import importlib
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from rope_study import checkpoints, sharding
+from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder
-from rope_study.errors import UserError, nearest
+from rope_study.errors import UserError, join, nearest
+from rope_study.training import settings
 
 COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
+HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 Resolved = TypeVar("Resolved")
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end; its notes say what is saved."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 def main() -> None:
     """The program `rope-study`: its first argument names a command."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    usage = f"Usage: rope-study {'|'.join(COMMANDS)} [--help]"
+    if name in HELP:
+        print(usage)
+        return
     if name not in COMMANDS:
-        print(
-            f"error: unknown command {name!r}.{nearest(name, COMMANDS)} Usage: rope-study"
-            f" {'|'.join(COMMANDS)} [--help]",
-            file=sys.stderr,
-        )
+        print(f"error: unknown command {name!r}.{nearest(name, COMMANDS)} {usage}", file=sys.stderr)
         sys.exit(2)
     sys.argv[:2] = [f"rope-study {name}"]
     importlib.import_module(f"rope_study.{name}").main()
@@ -45,12 +63,12 @@ def run_config(
       resolve: the configuration's plain values; a UserError of it ends the command.
       about: the help text, usually the module's docstring.
     """
+    before = set(flags.FLAGS)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     config = config_flags.DEFINE_config_file(
         "config",
         default=None,
-        help_string="A file of configs/; any field can follow, as in --config.train.steps=100."
-        " All fields with their defaults: rope_study/training/settings.py.",
+        help_string="A file of configs/; any field can follow, as in --config.train.steps=100.",
         lock_config=True,
     )
 
@@ -62,14 +80,39 @@ def run_config(
     def start() -> Any:
         return run(resolve(config.value))
 
-    _run(start, prepare, lambda argument: _config_setting(config.value, argument), about)
+    def remedy(argument: str) -> str | None:
+        return _config_setting(config.value, argument)
+
+    new = set(flags.FLAGS) - before
+    fields = "Fields of a configuration with their defaults:"
+    saved = "what was saved stays; the same command goes on from there"
+    _run(start, prepare, remedy, lambda: f"{_help(about, new)}\n{fields}\n{_fields()}", saved)
 
 
-def run_flags(run: Callable[[], Any], define_flags: Callable[[], None], about: str | None) -> None:
-    """Parses the flags that the command defines and calls run(); does not return."""
+def run_flags(
+    run: Callable[[], Any],
+    define_flags: Callable[[], None],
+    about: str | None,
+    remedies: Mapping[str, str] | None = None,
+) -> None:
+    """Parses the flags that the command defines and calls run(); does not return.
+
+    Args:
+      run: what the command does.
+      define_flags: defines them.
+      about: the help text, usually the module's docstring.
+      remedies: what helps where an argument is wrong that no flag is named after.
+    """
+    before = set(flags.FLAGS)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     define_flags()
-    _run(run, lambda: None, lambda name: f"--{name}" if name in flags.FLAGS else None, about)
+
+    def remedy(argument: str) -> str | None:
+        by_flag = f"set --{argument}" if argument in flags.FLAGS else None
+        return (remedies or {}).get(argument, by_flag)
+
+    new = set(flags.FLAGS) - before
+    _run(run, lambda: None, remedy, lambda: _help(about, new), "nothing was written")
 
 
 def define_model_flags() -> None:
@@ -79,6 +122,7 @@ def define_model_flags() -> None:
     string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
     string("dtype", None, "Of the parameters; as stored where not given.")
     string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
+    flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest if not given.", 0)
 
 
 def check_model_flags() -> None:
@@ -91,42 +135,94 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     """The decoder, parameters and tokenizer that the flags of define_model_flags name."""
     check_model_flags()
     f = flags.FLAGS
-    decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
+    decoder, params = checkpoints.load(
+        f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh, step=f.step
+    )
     return decoder, params, checkpoints.load_tokenizer(f.checkpoint)
 
 
-def check_new_folder(path: str | None, argument: str) -> Path:
-    """The folder to write; UserError where none is named or it has files."""
-    if path is None:
-        raise UserError("no folder for the results: give a new one", argument)
-    folder = Path(path).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; nothing was changed", argument)
-    return folder
+@contextlib.contextmanager
+def finish_first() -> Iterator[Callable[[], bool]]:
+    """Signals only make what is given say True, so that work can end in order; a second one stops.
+
+    What was begun is finished, and then the command ends as by the signal.
+    """
+    numbers: list[int] = []
+
+    def remember(number: int, _: Any) -> None:
+        numbers.append(number)
+        _on_signals(_stop)
+        print("\nstopping after this batch; once more: at once", file=sys.stderr)
+
+    _on_signals(remember)
+    try:
+        yield lambda: bool(numbers)
+    finally:
+        _on_signals(_stop)
+    if numbers:
+        stop = Stopped(numbers[0])
+        stop.add_note("what was read until then is measured and written")
+        raise stop
+
+
+def _stop(number: int, _: Any) -> None:
+    _on_signals(signal.SIG_DFL)  # a second signal ends the process whatever it does
+    raise Stopped(number)
+
+
+def _on_signals(handler: Any) -> None:
+    for number in STOPPING:
+        signal.signal(number, handler)
 
 
 def _run(
     run: Callable[[], Any],
     prepare: Callable[[], Any],
-    setting: Callable[[str], str | None],
-    about: str | None,
+    remedy: Callable[[str], str | None],
+    help_text: Callable[[], str],
+    saved: str,
 ) -> None:
-    """Parses the flags, prepares and runs; `setting` says where an argument is set."""
+    """Parses the flags, prepares and runs.
+
+    `remedy` says what helps where an argument is wrong, `saved` what there is after an interruption
+    that has no note of its own.
+    """
 
     def start(_: Sequence[str]) -> None:
+        handlers = {number: signal.getsignal(number) for number in STOPPING}
+        if not flags.FLAGS.debug:
+            _silence_threads()
         try:
             sharding.start()
+            _on_signals(_stop)
             run()
+            sys.stdout.flush()
+        except KeyboardInterrupt as stop:
+            _end(stop, saved)
+        except BrokenPipeError:
+            _nobody_reads()
+        except OSError as error:
+            _fail(files.explain(error), remedy, error)
         except UserError as error:
-            _fail(error, setting)
+            _fail(error, remedy)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
-    sys.modules["__main__"].__doc__ = about  # what --help begins with
-    app.run(start, flags_parser=lambda argv: _parse(argv, prepare))
+    app.run(start, flags_parser=lambda argv: _parse(argv, prepare, help_text))
 
 
-def _parse(argv: Sequence[str], prepare: Callable[[], Any]) -> Sequence[str]:
+def _parse(
+    argv: Sequence[str], prepare: Callable[[], Any], help_text: Callable[[], str]
+) -> Sequence[str]:
+    if set(HELP) & set(argv):
+        try:
+            print(help_text(), flush=True)
+        except BrokenPipeError:
+            _nobody_reads()
+        sys.exit(0)
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS([re.sub("(?<=config=)~.*", _at_home, word) for word in argv])
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; settings start with --")
         prepare()
@@ -135,30 +231,88 @@ def _parse(argv: Sequence[str], prepare: Callable[[], Any]) -> Sequence[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(error, lambda _: None)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+        # Orbax tells of every file it writes, and of every error that it raises too.
+        logging.set_verbosity(logging.FATAL)
     return rest
 
 
-def _fail(error: Exception, setting: Callable[[str], str | None]) -> None:
+def _at_home(path: re.Match[str]) -> str:
+    return os.path.expanduser(path[0])  # no shell does behind an equals sign
+
+
+def _silence_threads() -> None:
+    """What the threads of Orbax and TensorStore cannot do any more once one of them has failed.
+
+    The first error is raised where their work is waited for.
+    """
+    sys.unraisablehook = lambda _: None
+    threading.excepthook = lambda _: None
+
+
+def _nobody_reads() -> None:
+    """Ends where the reader of what is printed, such as `head`, has had enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def _fail(
+    error: Exception, remedy: Callable[[str], str | None], cause: Exception | None = None
+) -> None:
+    """Prints one line and ends with 2; with --debug raises the error, or its cause."""
     if flags.FLAGS.is_parsed() and flags.FLAGS.debug:
-        raise error
+        raise cause or error
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     argument = getattr(error, "argument", None)
-    where = setting(argument) if argument else None
-    ending = f"; set {where}" if where else ""
-    print(f"error: {' '.join(message.split())}{ending}", file=sys.stderr)
+    if isinstance(error, UserError) and (helps := argument and remedy(argument)):
+        message = join(error.problem, helps)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def _end(stop: KeyboardInterrupt, saved: str) -> None:
+    """Prints one line that says what is saved, and ends as a shell expects it of a signal."""
+    number = getattr(stop, "number", signal.SIGINT)
+    notes = getattr(stop, "__notes__", [saved])
+    print(f"\nstopped by {signal.Signals(number).name}: {'; '.join(notes)}", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+# --- help -------------------------------------------------------------------------------------
+
+
+def _help(about: str | None, new: set[str]) -> str:
+    """What the command does, and its flags with their defaults."""
+    lines = [f"{about}\nFlags with their defaults:"]
+    for flag in (flags.FLAGS[name] for name in flags.FLAGS if name in new):
+        default = "" if flag.default is None else f"={flag.default_as_str}"
+        lines.append(_entry(f"--{flag.name}{default}", flag.help))
+    return "\n".join(lines)
+
+
+def _fields() -> str:
+    """Every field of a configuration with its default and what it means."""
+    defaults, meanings = settings.default(), settings.meanings()
+    return "\n".join(
+        _entry(f"--config.{path}={value!r}", meanings.get(path, ""))
+        for path, value in _leaves(defaults)
+    )
+
+
+def _entry(flag: str, meaning: str | None) -> str:
+    indented = textwrap.fill(meaning or "", 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return f"  {flag}\n{indented}" if meaning else f"  {flag}"
 
 
 def _config_setting(config: ConfigDict, argument: str) -> str | None:
     """Where a configuration holds an argument: "length" is config.data.length."""
-    paths = [path for path in _paths(config) if f".{path}".endswith(f".{argument}")]
-    return " or ".join(f"config.{path}" for path in paths) or None
+    paths = [path for path, _ in _leaves(config) if f".{path}".endswith(f".{argument}")]
+    return f"set {' or '.join(f'config.{path}' for path in paths)}" if paths else None
 
 
-def _paths(config: ConfigDict) -> Iterator[str]:
+def _leaves(config: ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Every field by its path, and its value."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from (f"{name}.{path}" for path in _paths(value))
+            yield from ((f"{name}.{path}", leaf) for path, leaf in _leaves(value))
         else:
-            yield name
+            yield name, value

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from rope_study import command
 from rope_study.decoder import attention, variants
 from rope_study.registry import signature_text
 
@@ -49,7 +50,7 @@ def _backends(field: str, maker: Callable[..., Any]) -> tuple[str, ...]:
 
 def main() -> None:
     """The command."""
-    print(listing())
+    command.run_flags(lambda: print(listing()), lambda: None, __doc__)
 
 
 if __name__ == "__main__":

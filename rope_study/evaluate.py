@@ -25,7 +25,7 @@ def define_flags() -> None:
 def run() -> None:
     """Evaluates the checkpoint and prints one line."""
     f = flags.FLAGS
-    documents = data.read_documents(f.text)
+    documents = data.pieces(data.read_documents(f.text))
     decoder, params, tokenizer = command.load_model()
     layout = decoder.layout or sharding.one_device()
     rows = len(layout.fill(f.batch_size))

@@ -1,15 +1,166 @@
-"""Files: written whole or not at all."""
+"""Files: written whole or not at all, looked at before work begins, and what fails as one line."""
 
+import contextlib
+import errno
+import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from rope_study.errors import UserError
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, or choose another place",
+    errno.EDQUOT: "the quota is used up: free some space, or choose another place",
+    errno.EFBIG: "the file is larger than the system allows: choose another place",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EACCES: "no permission: choose another place, or change whose it is",
+    errno.EPERM: "no permission: choose another place, or change whose it is",
+    errno.ENOTDIR: "a part of the path is a file: choose another place",
+    errno.EEXIST: "it exists already: choose another place",
+    errno.EISDIR: "it is a folder, and a file is wanted",
+    errno.ENOENT: "it does not exist, or cannot be made there",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.EMFILE: "too many files are open: raise `ulimit -n`",
+}
+
+
+def explain(error: OSError, argument: str | None = None) -> UserError:
+    """What the system refused as one line: the path, the reason, and what helps."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    number = error.errno or 0
+    reason = REMEDIES.get(number) or error.strerror or str(error) or type(error).__name__
+    return UserError(f"{name}: {reason}" if name else reason, argument)
+
+
+@contextlib.contextmanager
+def explained(argument: str | None = None) -> Iterator[None]:
+    """Turns an OSError of what is done inside into `explain`'s UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise explain(error, argument) from error
+
+
+def check_writable(path: str | os.PathLike, argument: str | None = None, size: int = 0) -> None:
+    """Tries whether a file or folder can be made or changed; leaves nothing behind.
+
+    Args:
+      path: what will be written; the folders above it need not exist.
+      argument: what the path was passed as, for errors.
+      size: bytes that will be written at the least.
+
+    Raises:
+      UserError: no permission, a read-only or full disk, or a path below a file.
+    """
+    folder = Path(path)
+    with explained(argument):
+        if folder.exists() and not folder.is_dir():
+            folder = folder.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(path))
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"{path}: {size / 1e9:,.1f} GB will be written and {free / 1e9:,.1f} GB are free: free"
+            " some space, or choose another place",
+            argument,
+        )
+
+
+def check_new_folder(path: str | os.PathLike, argument: str | None = None, size: int = 0) -> Path:
+    """The folder to write, ~ expanded; UserError where it has files or cannot be written."""
+    folder = Path(path).expanduser()
+    with explained(argument):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(
+                f"{folder} exists and is not empty; nothing was changed: give a new folder",
+                argument,
+            )
+    check_writable(folder, argument, size)
+    return folder
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder to, which then takes the place of `path` at once.
+
+    The folders above are made. Where the writing fails nothing is left and `path` is as before.
+
+    Raises:
+      UserError: what the system refused.
+    """
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    with explained():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            _replace(part, path)
+        finally:
+            _remove(part)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes the whole file or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    """Writes the whole file, in UTF-8, or nothing; UserError where the system refuses."""
+    with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+
+
+def read_json(file: Path, keys: Sequence[str] = (), remedy: str | None = None) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      UserError: it cannot be read, is no JSON object, or lacks one of the keys; with the remedy.
+    """
+    try:
+        with explained():
+            content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}, no object")
+        if missing := [key for key in keys if key not in content]:
+            raise ValueError(f"without {', '.join(missing)}")
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({error})", remedy=remedy) from error
+    return content
+
+
+def move_to(path: Path, folder: Path) -> None:
+    """Moves a file or folder into another folder, which is made; what is there stays too."""
+    with explained():
+        folder.mkdir(exist_ok=True)
+        names = [path.name, *(f"{path.name}_{i}" for i in range(1, 1000))]
+        os.rename(path, next(folder / name for name in names if not (folder / name).exists()))
+
+
+def _replace(part: Path, path: Path) -> None:
+    if part.is_dir():
+        if path.exists():
+            before = part.with_suffix(".before")
+            os.replace(path, before)
+            os.replace(part, path)
+            _remove(before)
+            return
+    else:
+        with part.open("rb+") as stream:  # the content before the name, should the power fail
+            os.fsync(stream.fileno())
+    os.replace(part, path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

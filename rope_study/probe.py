@@ -12,7 +12,8 @@ from absl import flags
 from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
-from rope_study.reports.model import PAGE, PROBES, probe, table, write
+from rope_study.files import check_new_folder
+from rope_study.reports.model import PAGE, PROBES, Measurements, probe, table, write
 from rope_study.sharding import is_main_process
 
 
@@ -29,6 +30,7 @@ def define_flags() -> None:
     for name, default, least, about in (
         ("length", 512, 2, "The most tokens of a text."),
         ("batch", 8, 1, "Texts at once."),
+        ("texts", 0, 0, "How many texts, evenly spaced; 0: all."),
         ("page_texts", 3, 0, "Of how many texts the page shows attention."),
         ("page_tokens", 48, 2, "Of how many tokens of each."),
     ):
@@ -40,16 +42,23 @@ def run() -> None:
     f = flags.FLAGS
     folder = check_flags(f)
     texts = load_texts(list(f.string) or f.text)
+    if 0 < f.texts < len(texts):
+        texts = [texts[i * len(texts) // f.texts] for i in range(f.texts)]
     about = f"{len(texts)} text(s), {'given' if f.string else f.text}"
     decoder, params, tokenizer = command.load_model()
-    measured = probe(
-        decoder, params, tokenizer, texts, f.probes, about=about, length=f.length, batch=f.batch,
-        page_texts=f.page_texts, page_tokens=f.page_tokens,
-    )  # fmt: skip
-    if not is_main_process():
-        return
+    with command.finish_first() as stopped:
+        measured = probe(
+            decoder, params, tokenizer, texts, f.probes, about=about, length=f.length,
+            batch=f.batch, page_texts=f.page_texts, page_tokens=f.page_tokens, stopped=stopped,
+        )  # fmt: skip
+        if is_main_process():
+            write_all(folder, measured, about)
+
+
+def write_all(folder: Path, measured: Measurements, about: str) -> None:
+    """Writes what was measured, and prints the names of heads and files."""
     first = next(iter(measured.datasets.values()))
-    facts = {"checkpoint": f.checkpoint, "model": first.model, "texts": about}
+    facts = {"checkpoint": flags.FLAGS.checkpoint, "model": first.model, "texts": about}
     facts |= {"tokens": int(first.tokens), "longest text": f"{int(first.context)} tokens"}
     written = write(folder, measured, facts)
     if named := measured.datasets.get("head_names"):
@@ -60,7 +69,9 @@ def run() -> None:
 def check_flags(f: flags.FlagValues) -> Path:
     """The output folder; UserError for flags that cannot be, before anything is read or written."""
     command.check_model_flags()
-    folder = command.check_new_folder(f.out, "out")
+    if f.out is None:
+        raise UserError("no folder for the results: give a new one", "out")
+    folder = check_new_folder(f.out, "out")
     if f.string and f["text"].present:
         raise UserError("--text and --string both say what to read: give one of them")
     for name in f.probes or [""]:
@@ -74,7 +85,12 @@ def check_flags(f: flags.FlagValues) -> Path:
 
 def main() -> None:
     """The command."""
-    command.run_flags(run, define_flags, __doc__)
+    remedies = {
+        "texts": "set --text to 'default', 'domains', a UTF-8 text or JSON Lines, or give a text"
+        " itself with --string",
+        "minimum": "give longer texts, or leave head_patterns out of --probes",
+    }
+    command.run_flags(run, define_flags, __doc__, remedies)
 
 
 if __name__ == "__main__":

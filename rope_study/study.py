@@ -43,7 +43,8 @@ def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> res
     usage = _probe_held_out(decoder, params, corpus, study.probe_windows)
     if sharding.is_main_process():
         probes.save(usage, run.folder / "frequency_usage.nc")
-    return results.Outcome(run, held_out, usage, read_metrics(run.folder))
+    metrics = sharding.on_main(lambda: read_metrics(run.folder))
+    return results.Outcome(run, held_out, usage, metrics)
 
 
 def _probe_held_out(decoder: Decoder, params: dict, corpus: Corpus, windows: int) -> xarray.Dataset:

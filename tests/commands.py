@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 
 import pytest
 from absl import flags
@@ -23,12 +24,14 @@ def run_command(main, *arguments) -> int:
     """The exit status of a command's `main` with these arguments."""
     forget_flags()
     main_module, argv = sys.modules["__main__"], sys.argv
+    hooks = sys.unraisablehook, threading.excepthook
     documentation, sys.argv = main_module.__doc__, [main.__module__, *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as stop:
             main()
     finally:
         sys.argv, main_module.__doc__ = argv, documentation
+        sys.unraisablehook, threading.excepthook = hooks
     return stop.value.code or 0
 
 

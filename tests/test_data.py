@@ -1,11 +1,13 @@
 """Data: what is read, how it is split, and batches by (seed, step)."""
 
+import bz2
 import gzip
 import json
 import lzma
 
 import numpy as np
 import pytest
+from numcodecs import zstd
 
 from rope_study import data
 from rope_study.data import documents
@@ -41,7 +43,7 @@ def test_default_corpus_is_large_stable_and_splits():
     assert any("class JSONDecoder" in text for text in texts), "sources of packages"
     assert not any("class TestCopy" in text for text in texts), "tests left out"
     train, held_out = data.split(texts, 0.02)
-    assert train and held_out and len(train) + len(held_out) == len(texts)
+    assert train and held_out and len(train) + len(held_out) == len(data.pieces(texts))
     assert data.read_documents("python") == texts
 
 
@@ -66,15 +68,39 @@ def test_folder_glob_and_file_are_read_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ending, compress", [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress)]
+    "ending, compress",
+    [
+        ("", bytes),
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", zstd.compress),
+    ],
 )
-def test_compressed_jsonl_and_text(tmp_path, ending, compress):
-    # U+2028 ends a line for str.splitlines, but not in JSONL.
+@pytest.mark.parametrize("lines", ["jsonl", "ndjson", "jsonlines", "JSONL"])
+def test_compressed_json_lines_and_text(tmp_path, lines, ending, compress):
+    # U+2028 ends a line for str.splitlines, but not in JSON Lines.
     texts = ["first\nline", "caf\u00e9 \u2028 \u6f22"]
-    write(tmp_path / f"a.jsonl{ending}", compress((jsonl(*texts) + "\n").encode()))
+    write(tmp_path / f"a.{lines}{ending}", compress((jsonl(*texts) + "\n").encode()))
     write(tmp_path / f"b.txt{ending}", compress(b"plain"))
-    assert data.read_documents(str(tmp_path / f"a.jsonl{ending}")) == texts
+    assert data.read_documents(str(tmp_path / f"a.{lines}{ending}")) == texts
     assert data.read_documents(str(tmp_path)) == [*texts, "plain"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        jsonl("one", "two"),
+        json.dumps([{"text": "one"}, {"text": "two"}], indent=1),
+        '{"text":\n"one"}',
+    ],
+)
+def test_json_is_lines_a_list_or_one_document(tmp_path, content):
+    """As c4-train.00000-of-01024.json.gz; data.load_texts reads alike."""
+    file = write(tmp_path / "c4.json.gz", gzip.compress(content.encode()))
+    expected = ["one", "two"][: content.count('"text"')]
+    assert data.read_documents(file) == expected
+    assert [text.text for text in data.load_texts(file)] == expected
 
 
 def test_whitespace_byte_order_mark_and_line_ends(tmp_path):
@@ -90,7 +116,7 @@ def test_long_texts_are_cut_at_the_best_boundary(tmp_path, monkeypatch, boundary
     # A line end later in the piece must not win over a blank line.
     words = [f"{i}\nand then more" if boundary == "\n\n" else f"word{i}" for i in range(60)]
     text = boundary.join(words)
-    pieces = data.read_documents(write(tmp_path / "long.txt", text))
+    pieces = data.pieces(data.read_documents(write(tmp_path / "long.txt", text)))
     assert "".join(pieces) == text
     assert max(len(piece) for piece in pieces) <= 100
     assert len(pieces) <= len(text) / 80 + 1
@@ -107,6 +133,18 @@ def test_split_never_moves_a_document():
     assert not set(more_train) & set(more_held_out)
     # The literal value: another Python or machine must split alike.
     assert data.split(list("abcdef"), 0.2) == (["a", "b", "e"], ["c", "d", "f"])
+
+
+def test_pieces_of_a_document_are_on_one_side(monkeypatch):
+    """So that nothing held out continues what was trained on; a single document has to."""
+    monkeypatch.setattr(documents, "MAX_CHARACTERS", 20)
+    texts = [" ".join(f"{i}:{j}" for j in range(20)) for i in range(50)]
+    train, held_out = data.split(texts, 0.2)
+    assert len(train) + len(held_out) > 4 * len(texts)
+    assert not {t.split(":")[0] for t in train} & {t.split(":")[0] for t in held_out} - {""}
+    train, held_out = data.split(["".join(texts)], 0.2)
+    assert "".join(sorted(train + held_out)) == "".join(sorted(data.pieces(["".join(texts)])))
+    assert train and held_out
 
 
 def test_fingerprint_sees_text_order_boundaries_and_sides():
@@ -141,6 +179,21 @@ def test_fingerprint_sees_text_order_boundaries_and_sides():
         ("c.jsonl", jsonl("x") + "[1]", "c.jsonl', line 2"),
         ("d.jsonl", '{"text": 5}', "d.jsonl', line 1"),
         ("e.jsonl", '{"text": "\\ud800"}', "e.jsonl', line 1: .*surrogates"),
+        ("f.ndjson", jsonl("x") + "text", "f.ndjson', line 2: not of the form"),
+        ("g.json", '[{"text": "x"}, 5]', "g.json', item 2: not of the form"),
+        ("h.json", '{"name": "x"}', "h.json', item 1: .*KeyError: 'text'"),
+        ("deep.jsonl", "[" * 100_000, "deep.jsonl', line 1: not of the form"),
+        ("table.csv", "text\nx", "table.csv' is a table: write its texts as JSON Lines"),
+        ("table.tsv.gz", gzip.compress(b"text"), "table.tsv.gz' is a table"),
+        ("a.zip", b"PK\x03\x04 rest", "a.zip' is no text but a zip archive: unpack it"),
+        ("a.parquet", b"PAR1 rest", "a.parquet' is no text but Parquet: write its texts as JSON"),
+        ("a.arrow", b"ARROW1 rest", "a.arrow' is no text but Arrow: write its texts"),
+        ("b.arrow", b"\xff\xff\xff\xff rest", "b.arrow' is no text but Arrow"),
+        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar"), "a.tar.gz' is no text but a tar"),
+        ("a.jsonl.z", zstd.compress(b"x"), "compressed by zstd: let its name end in .zst"),
+        ("a.txt", gzip.compress(b"x"), "compressed by gzip: let its name end in .gz"),
+        ("wide.txt", "text".encode("utf-16"), "UTF-16: convert it to UTF-8"),
+        ("cut.txt.zst", zstd.compress(b"text" * 99)[:-9], "cut.txt.zst' cannot be read"),
     ],
 )
 def test_unreadable_text_names_the_place(tmp_path, name, content, message):

@@ -10,7 +10,8 @@ import rope_study
 PACKAGE = Path(rope_study.__file__).parent
 # From the ground up: a folder may import those before it, and its own.
 FLOORS = (
-    ("errors", "files"),
+    ("errors",),
+    ("files",),
     ("sharding", "data"),
     ("registry",),
     ("rotary",),

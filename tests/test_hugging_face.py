@@ -285,7 +285,7 @@ def test_what_no_family_expresses_is_not_exported(variant, tmp_path):
 
 def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"not empty; nothing was written"):
+    with pytest.raises(UserError, match=r"not empty; nothing was changed"):
         checkpoints.export(Decoder(TINY), make(TINY), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

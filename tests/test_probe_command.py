@@ -1,6 +1,8 @@
 """The probe command: its files, what it refuses, and that it counts what was given and no more."""
 
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -65,6 +67,51 @@ def test_given_strings_and_every_probe(run, tmp_path):
     usage = xarray.load_dataset(out / "frequency_usage.nc")
     assert usage.tokens == 2 + 3 * len(LONG)  # each begins with BOS
     assert not (out / "figures" / "fig_19_usage_by_domain.png").exists()
+
+
+def test_texts_of_one_length_are_read_together(monkeypatch):
+    """Padded to few lengths, and measured as if each were read alone."""
+    config, tokenizer = presets.tiny(), load_tokenizer("bytes")
+    decoder, params = Decoder(config, sharding.one_device()), random_parameters(config)
+    texts = [Text("ab" * n) for n in (100, 3, 90, 5, 4)]
+    batches = list(model._batches(decoder, tokenizer, texts, 512, 2, ""))
+    assert [tokens.shape for tokens, _ in batches] == [(2, 64), (2, 201), (2, 201)]
+    assert [int(weights.sum()) for _, weights in batches] == [7 + 9, 11 + 181, 201]
+    usages = [
+        model.probe(
+            decoder, params, tokenizer, texts, ["frequency_usage"], batch=batch, page_texts=0
+        ).datasets["frequency_usage"]
+        for batch in (2, 1)
+    ]
+    assert usages[0].tokens == usages[1].tokens == 409 and usages[0].context == 201
+    np.testing.assert_allclose(usages[0].q, usages[1].q, rtol=1e-5)
+
+
+def test_ctrl_c_writes_what_was_measured(run, tmp_path, capfd, monkeypatch):
+    """The signal comes with the first batch; the second is not read."""
+    batches = model._batches
+
+    def and_stop(*arguments):
+        for batch in batches(*arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    monkeypatch.setattr(model, "_batches", and_stop)
+    out = tmp_path / "probed"
+    arguments = f"--checkpoint={run}", f"--out={out}", "--batch=1", "--probes=frequency_usage"
+    assert run_probe(*arguments, f"--string={LONG}", f"--string={LONG * 2}") == 130
+    assert xarray.load_dataset(out / "frequency_usage.nc").tokens == 1 + len(LONG)
+    assert "stopped by SIGINT: what was read until then is measured" in capfd.readouterr().err
+
+
+def test_some_of_many_texts_evenly_spaced(run, tmp_path):
+    texts = tmp_path / "a.txt"
+    texts.write_text("\n\n".join(LONG * n for n in (1, 2, 3, 4)))
+    arguments = f"--checkpoint={run}", f"--text={texts}", "--probes=frequency_usage"
+    assert not run_probe(*arguments, "--texts=2", f"--out={tmp_path / 'out'}")
+    usage = xarray.load_dataset(tmp_path / "out" / "frequency_usage.nc")
+    stripped = [len((LONG * n).rstrip()) for n in (1, 3)]
+    assert usage.tokens == 2 + sum(stripped) and usage.text.startswith("2 text(s)")
 
 
 @pytest.mark.eight_devices

@@ -48,11 +48,100 @@ def test_a_pattern_comes_first_and_the_rest_changes_its_layers():
     assert {spec.query_scale for spec in config.pattern} == {query_scaling.SSMax()}
 
 
+MINE = """
+import dataclasses, functools
+import numpy as np
+from rope_study import rotary
+
+class Speed:
+    def __init__(self, factor):
+        self.factor = factor
+    def __call__(self, x, positions):
+        return rotary.rope()(x, positions // self.factor)
+
+def slower(x, positions, factor=2):
+    return Speed(factor)(x, positions)
+
+fast, slow = Speed(1), Speed(3)
+partial = functools.partial(slower, factor=3)
+from_lambda = lambda x, positions: slower(x, positions, 3)
+
+short = lambda x, positions: x[..., :-1]
+bf16 = lambda x, positions: x.astype("bfloat16")
+nothing = lambda x, positions: None
+def one(x): return x
+def fails(x, positions): raise RuntimeError("over\\ntwo lines")
+def numpy(x, positions): return np.sin(x)
+def only_queries(x, positions): return x + np.zeros((4, 1), "f")
+
+@dataclasses.dataclass(frozen=True)
+class Long(rotary.Encoding):
+    kind = "long"
+    def inverse_frequencies(self, head_dim):
+        return np.full(head_dim, 1.0)
+@dataclasses.dataclass(frozen=True)
+class NoNumber(rotary.Encoding):
+    kind = "no_number"
+    def inverse_frequencies(self, head_dim):
+        return np.full(head_dim // 2, np.nan)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mine(tmp_path_factory):
+    """A user's module, my_rotary, and one that takes a function from it."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "my_rotary.py").write_text(MINE)
+    (folder / "my_study.py").write_text("from my_rotary import slower")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
 def test_an_encoding_object_or_function_is_a_variant():
     assert variants.apply(TINY, rotary.nope()) == ("nope()", TINY.with_rotary(rotary.nope()))
-    name, config = variants.apply(TINY, "rope_study.rotary:pairs + log_n()")
-    assert name == "rope_study.rotary.rotation:pairs + log_n()"  # where it is defined
-    assert config.pattern[0].rotary is rotary.pairs
+    name, config = variants.apply(TINY, "my_study:slower + log_n()")
+    assert name == "my_rotary:slower + log_n()"  # where it is defined
+    assert config.pattern[0].rotary.__module__ == "my_rotary"
+
+
+@pytest.mark.parametrize("name", ["fast", "slow", "partial", "from_lambda"])
+def test_what_does_not_know_its_name_is_named_by_where_it_lies(name):
+    """Two objects of one class are two encodings, and each is found again."""
+    canonical, config = variants.apply(TINY, f"my_rotary:{name}")
+    assert canonical == f"my_rotary:{name}"
+    assert variants.apply(TINY, canonical)[1] == config
+    rotary.check_named(config.pattern[0].rotary)
+    x, positions = np.ones((1, 8, 1, 16), "f"), np.arange(8)[None]
+    factor = 1 if name == "fast" else 3
+    expected = rotary.rope()(x, positions // factor)
+    np.testing.assert_array_equal(config.pattern[0].rotary(x, positions), expected)
+
+
+def test_what_cannot_be_found_again_is_not_trained():
+    with pytest.raises(UserError, match=r"cannot be found again by its name.*'module:name'"):
+        rotary.check_named(lambda x, positions: x)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("short", r"makes float32\[1, 2, 4, 15\] of float32\[1, 2, 4, 16\]: it has to keep"),
+        ("bf16", r"makes bfloat16\[1, 2, 4, 16\] of float32"),
+        ("nothing", "makes NoneType of"),
+        ("one", "TypeError: one\\(\\) takes 1 positional argument but 2 were given$"),
+        ("fails", "fails on .*: RuntimeError: over$"),
+        ("numpy", "fails on .*: TracerArrayConversionError: .*"),
+        ("only_queries", r"fails on x=float32\[1, 2, 2, 16\]"),  # 4 heads of queries, 2 of keys
+        ("Long", r"inverse_frequencies\(16\) must be 8 finite numbers"),
+        ("NoNumber", r"inverse_frequencies\(16\) must be 8 finite numbers"),
+    ],
+)
+def test_an_encoding_that_cannot_be_trained_is_refused_by_name(name, message):
+    with pytest.raises(UserError, match=message) as caught:
+        variants.apply(TINY, f"my_rotary:{name}", "encodings")
+    assert f"encoding my_rotary:{name}" in str(caught.value) and "\n" not in str(caught.value)
+    assert caught.value.argument == "encodings"
 
 
 @pytest.mark.parametrize("field", variants.REGISTRIES)

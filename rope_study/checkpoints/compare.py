@@ -12,6 +12,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ import numpy as np
 from rope_study import rotary
 from rope_study.decoder import Decoder, Probe
 from rope_study.errors import UserError, nearest
+from rope_study.files import explained
+from rope_study.sharding import to_host
 
 # In the order in which a layer makes them.
 COMPARED = ("q", "q_rotated", "v", "k", "k_rotated", "attention_output", "residual")
@@ -79,8 +82,7 @@ def compare(
       UserError: no tokens, a name that the decoder does not have, or another shape.
     """
     if isinstance(golden, str | os.PathLike):
-        with np.load(golden) as file:
-            golden = dict(file)
+        golden = _read(Path(golden).expanduser())
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
     expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
@@ -97,6 +99,16 @@ def compare(
     return Comparison(tuple(rows), tolerance)
 
 
+def _read(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with explained("golden"), np.load(file) as arrays:
+            return dict(arrays)
+    except UserError:
+        raise
+    except Exception as error:  # of zipfile and NumPy, which have no class in common
+        raise UserError(f"{file} is no .npz file of arrays ({error})", "golden") from error
+
+
 def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, np.ndarray]:
     """Everything that can be compared, in order, under its name, for tokens int[B, T]."""
 
@@ -111,7 +123,7 @@ def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, 
     for i, layer in enumerate(layers):
         by_name |= {f"layer_{i}/{name}": layer[name] for name in COMPARED if name in layer}
     by_name["logits"] = logits
-    return {name: np.asarray(value) for name, value in by_name.items()}
+    return {name: to_host(value) for name, value in by_name.items()}
 
 
 def _everything(activations: Mapping, weights: jax.Array) -> dict:

@@ -7,7 +7,7 @@ in tokenizers/, by the ending of its files; probe texts in passages.py.
 
 from rope_study.data.batches import TrainBatches, Windows, held_out_batches, tokenize
 from rope_study.data.corpus import Corpus, DataSettings, load_corpus
-from rope_study.data.documents import fingerprint, read_documents, split
+from rope_study.data.documents import fingerprint, pieces, read_documents, split
 from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
@@ -36,6 +36,7 @@ __all__ = [
     "load_corpus",
     "load_texts",
     "load_tokenizer",
+    "pieces",
     "read_documents",
     "split",
     "tokenize",

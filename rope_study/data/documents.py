@@ -1,25 +1,21 @@
-"""Text in: documents from files or from Python itself, and their split into train and held-out."""
+"""Documents from files or from Python itself, and their split into train and held-out."""
 
 import glob
-import gzip
 import hashlib
-import json
-import lzma
 import os
 import sysconfig
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from rope_study.data.text_files import JSON_ENDINGS, JSON_LINES, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
 
-# Longer texts are cut, so that even one big file has documents to hold out.
+# Longer documents are cut into pieces, each of which begins with BOS.
 MAX_CHARACTERS = 32_768
 
 # What a folder is searched for. A file or glob that the user names may end as it likes.
-TEXT_ENDINGS = ".txt .text .md .rst .tex .html .jsonl .py .c .h .cc .cpp .java .js .go .rs".split()
-OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+TEXT_ENDINGS = ".txt .text .md .rst .tex .html .py .c .h .cc .cpp .java .js .go .rs".split()
+TEXT_ENDINGS += JSON_LINES
 
 # Parts of the standard library that are tests, tables, other programs, or already in the topics.
 LEFT_OUT = (
@@ -31,44 +27,57 @@ LEFT_OUT = (
 def read_documents(path: str) -> list[str]:
     """All documents of a corpus, always in the same order.
 
-    A JSONL file holds one document a line, {"text": ...}; any other file is one document. Texts
-    above MAX_CHARACTERS are cut between paragraphs, and what is only whitespace is dropped.
+    A file of JSON Lines holds one document a line, {"text": ...}, and a .json may hold a list of
+    them; any other file is one document. What is only whitespace is dropped.
 
     Args:
-      path: "python" for the embedded corpus (a folder of that name is "./python"), a text or JSONL
-        file, a folder (searched recursively for TEXT_ENDINGS), or a glob; files may end in
-        .gz or .xz.
+      path: "python" for the embedded corpus (a folder of that name is "./python"), a text or JSON
+        Lines file (.jsonl, .ndjson, .jsonlines, .json), a folder (searched recursively for
+        TEXT_ENDINGS), or a glob; files may end in .gz, .bz2, .xz or .zst.
 
     Raises:
       UserError: nothing found, unreadable, not UTF-8, no text, or a wrong line of JSONL.
     """
     path = str(path)
     texts = _python_texts() if path == "python" else _file_texts(_find_files(path))
-    documents = [piece for text in texts for piece in _cut(text) if piece.strip()]
+    documents = [text for text in texts if text.strip()]
     if not documents:
         raise UserError(f"{path!r} holds no text: all of it is empty or whitespace", "path")
     return documents
 
 
-def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
-    """(train, held-out) documents, about the fraction held_out of them held out.
+def pieces(documents: Iterable[str]) -> list[str]:
+    """Documents in pieces of at most MAX_CHARACTERS, cut between paragraphs where there are any."""
+    return [piece for document in documents for piece in _cut(document) if piece.strip()]
 
-    A document's own text decides its side: none moves when others are added, and equal texts
-    are never on both sides.
+
+def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
+    """Pieces to train on and held-out ones, about the fraction held_out of the documents.
+
+    A document's own text decides the side of all its pieces: none moves when others are added, and
+    equal texts are never on both sides. Where all documents would be on one side, as a single one
+    is, each piece decides for itself.
 
     Raises:
       UserError: held_out is outside (0, 1), or one side is empty.
     """
     check_fraction("held_out", held_out)
-    train, evaluation = [], []
-    for document in documents:
-        (evaluation if _hash_fraction(document) < held_out else train).append(document)
+    train, evaluation = _by_hash(documents, held_out)
+    if not train or not evaluation:
+        train, evaluation = _by_hash(pieces(documents), held_out)
     if not train or not evaluation:
         raise UserError(
             f"held_out={held_out} leaves {len(train)} documents to train on and {len(evaluation)}"
             " held out, both need one: change held_out or give more text",
             "held_out",
         )
+    return pieces(train), pieces(evaluation)
+
+
+def _by_hash(texts: list[str], held_out: float) -> tuple[list[str], list[str]]:
+    train, evaluation = [], []
+    for text in texts:
+        (evaluation if _hash_fraction(text) < held_out else train).append(text)
     return train, evaluation
 
 
@@ -143,52 +152,13 @@ def _find_files(path: str) -> list[Path]:
     return files
 
 
-def ending(file: Path) -> str:
-    """What the content is, compressed or not: '.jsonl' for a.jsonl and a.jsonl.gz."""
-    inner = file.stem if file.suffix.lower() in OPENERS else file.name
-    return Path(inner).suffix.lower()
-
-
 def _file_texts(files: Iterable[Path]) -> Iterator[str]:
     for file in files:
         text = read_text(file)
-        if ending(file) == ".jsonl":
-            yield from (row["text"] for _, row in jsonl_rows(text, file))
+        if ending(file) in JSON_ENDINGS:
+            yield from (row["text"] for _, row in json_rows(text, file))
         else:
             yield text
-
-
-def read_text(file: Path) -> str:
-    """The content of a UTF-8 file, compressed or not; UserError where it cannot be read."""
-    try:
-        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
-            text = stream.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{str(file)!r} is not UTF-8 text: wrong byte at offset {error.start}", "path"
-        ) from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise UserError(f"{str(file)!r} cannot be read ({error})", "path") from error
-    # As Python's own text mode: a byte order mark and the kind of line ends are not content.
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
-def jsonl_rows(content: str, file: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line that is not blank; "text" is a string in all."""
-    # Not splitlines(): a JSON string may hold U+2028 and the like.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row["text"].encode()  # an escaped lone surrogate would fail later, far from its line
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(
-                f'{str(file)!r}, line {number}: not of the form {{"text": "..."}}'
-                f" ({type(error).__name__}: {error})",
-                "path",
-            ) from error
-        yield number, row
 
 
 def _cut(text: str) -> Iterator[str]:

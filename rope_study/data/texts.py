@@ -11,10 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rope_study.data import documents, passages
+from rope_study.data import passages
+from rope_study.data.text_files import JSON_ENDINGS, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
 
-ALLOWED = 'texts are "default", "domains", a UTF-8 text or JSONL file, or a list of strings'
+ALLOWED = (
+    'texts are "default", "domains", a UTF-8 text or JSON Lines file, or a list of strings; if it'
+    " is a text itself, give a list with it: [text]"
+)
 
 
 def paragraphs(content: str) -> list[str]:
@@ -56,9 +60,9 @@ def load_texts(source: str | os.PathLike | Sequence[str] | None = None) -> list[
 
     Args:
       source: None or "default" for PASSAGES; "domains" for DOMAINS, labelled; a list of strings;
-        or a file (one of those names is "./default"): .jsonl with {"text": ...} and perhaps
-        {"label": ...} a line, any other one text a paragraph, between blank lines. Files may end
-        in .gz or .xz.
+        or a file (one of those names is "./default"): JSON Lines (.jsonl, .ndjson, .jsonlines,
+        .json) with {"text": ...} and perhaps {"label": ...} a line, any other one text a paragraph,
+        between blank lines. Files may end in .gz, .bz2, .xz or .zst.
 
     Raises:
       UserError: no such file, not UTF-8, a wrong line of JSONL, a blank text or none at all, or
@@ -69,7 +73,7 @@ def load_texts(source: str | os.PathLike | Sequence[str] | None = None) -> list[
         if not texts:
             raise UserError(f"texts={_short(source)} holds no text")
     except UserError as error:
-        raise UserError(f"{error}; {ALLOWED}", "texts") from error
+        raise UserError(error.problem, "texts", ALLOWED) from error
     return texts
 
 
@@ -102,18 +106,15 @@ def _existing_file(name: str) -> Path:
     # os.path, as Path.is_file raises where a whole text, too long for a name, was given.
     if not os.path.isfile(path):
         kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
-        raise UserError(
-            f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])} If it is a"
-            " text itself, give a list with it: [text]"
-        )
+        raise UserError(f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])}")
     return Path(path)
 
 
 def _file_texts(file: Path) -> Iterable[Text]:
-    content = documents.read_text(file)
-    if documents.ending(file) == ".jsonl":
-        for number, row in documents.jsonl_rows(content, file):
-            place = f"{str(file)!r}, line {number}"
+    content = read_text(file)
+    if ending(file) in JSON_ENDINGS:
+        for where, row in json_rows(content, file):
+            place = f"{str(file)!r}, {where}"
             _refuse_blank(row["text"], place)
             yield Text(row["text"], _checked_label(row.get("label"), place))
     else:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rope_study.errors import UserError
+from rope_study.sharding import Layout
 
 Array = jax.Array
 
@@ -106,6 +107,11 @@ def mix(weights: Array, v: Array) -> Array:
     grouped = weights.astype(v.dtype).reshape(B, K, -1, S)
     mixed = jnp.matmul(grouped, v.transpose(0, 2, 1, 3), precision=precision(v.dtype))
     return mixed.reshape(B, N, T, -1).transpose(0, 2, 1, 3)
+
+
+def runs_on(backend: str, layout: Layout) -> bool:
+    """Whether the layout's devices have the backend."""
+    return backend == "reference" or layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
 
 
 def attend(

@@ -54,7 +54,12 @@ def apply(
     else:
         terms = {"rotary": _Term(rotary.name_of(variant), variant)}
     name = " + ".join(terms[field].name for field in REGISTRIES if field in terms)
-    return name, change(config, {field: term.value for field, term in terms.items()})
+    try:
+        return name, change(config, {field: term.value for field, term in terms.items()})
+    except UserError as error:
+        if error.argument != "rotary":
+            raise
+        raise UserError(error.problem, argument or "rotary", error.remedy) from error
 
 
 def change(config: DecoderConfig, values: dict[str, Any]) -> DecoderConfig:

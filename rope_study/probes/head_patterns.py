@@ -173,9 +173,9 @@ def distance_bins(length: int) -> np.ndarray:
 def _finalize(totals: list[dict], minimum: int) -> xarray.Dataset:
     if not all(layer["queries"] > 0 for layer in totals):
         raise UserError(
-            f"head_patterns: no text has {minimum} tokens, so no query counts; give longer texts,"
-            f" or fewer keys as minimum={minimum}",
+            f"head_patterns: no text has {minimum} tokens, so no query counts",
             "minimum",
+            f"give longer texts, or fewer keys as minimum={minimum}",
         )
 
     def mean(name: str, long_name: str, units: str = "1", dims: tuple = datasets.BY_HEAD) -> tuple:

@@ -12,6 +12,7 @@ import xarray
 
 from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, variants
 from rope_study.errors import UserError
+from rope_study.files import atomic, check_writable
 from rope_study.sharding import Layout, compiler, one_device
 
 Array = jax.Array
@@ -111,14 +112,24 @@ def describe(config: DecoderConfig) -> str:
 
 
 def save(dataset: xarray.Dataset, path: str | Path) -> None:
-    """Writes NetCDF (.nc) or Zarr (.zarr), whichever the path ends in."""
-    suffix = Path(path).suffix
-    if suffix == ".nc":
-        dataset.to_netcdf(path)
-    elif suffix == ".zarr":
-        dataset.to_zarr(path, mode="w")
-    else:
-        raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
+    """Writes NetCDF (.nc) or Zarr (.zarr), whichever the path ends in, whole or not at all.
+
+    Raises:
+      UserError: another ending, a folder that is no Zarr store, or a place that cannot be written.
+    """
+    path = Path(path).expanduser()
+    write = {".nc": dataset.to_netcdf, ".zarr": dataset.to_zarr}.get(path.suffix)
+    if write is None:
+        raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)", "path")
+    store = any((path / name).exists() for name in (".zgroup", "zarr.json"))
+    if path.is_dir() and any(path.iterdir()) and not (path.suffix == ".zarr" and store):
+        raise UserError(f"{path} is a folder with other files; nothing was changed", "path")
+    check_writable(path, "path")
+    try:
+        with atomic(path) as part:
+            write(part)
+    except RuntimeError as error:  # of the NetCDF library, when the disk is full
+        raise UserError(f"{path} cannot be written ({error})", "path") from error
 
 
 def _check(probes: Sequence[Probe]) -> list[Callable]:

@@ -1,7 +1,7 @@
 """What probes measure of one model on texts, and its files: NetCDF, figures, the page of heads."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder
+from rope_study.files import atomic
 from rope_study.probes import Probe
 from rope_study.reports import head_page
 from rope_study.sharding import is_main_process, one_device
@@ -26,6 +27,8 @@ PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
     "spectral": lambda tokenizer: probes.spectral(),
 }
 PAGE = ("frequency_usage", "head_patterns")  # what the page shows
+SHORTEST = 64  # tokens; shorter texts are padded to as many
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,11 @@ def probe(
     batch: int = 8,
     page_texts: int = 3,
     page_tokens: int = 48,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Measurements:
     """Runs probes by name over texts.
+
+    Texts of about one length are read together, as padding takes as long as text.
 
     Args:
       decoder, params, tokenizer: as checkpoints.load and load_tokenizer give them.
@@ -67,11 +73,12 @@ def probe(
       batch: texts at once, rounded up to what divides over the devices.
       page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
         attention of every head.
+      stopped: asked after every batch; once True, what was read until then is all that is.
     """
 
     def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
         batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")
-        return probes.run(decoder, params, batches, which, text=text)
+        return probes.run(decoder, params, _until(stopped, batches), which, text=text)
 
     datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
     if "head_patterns" in datasets:
@@ -80,10 +87,14 @@ def probe(
     by_label = {}
     if "frequency_usage" in names:
         for label in labels:
+            if stopped():
+                break
             labelled = [text for text in texts if text.label == label]
             by_label[label] = run(labelled, [probes.frequency_usage], label)["frequency_usage"]
     maps = []
     for text in texts[:page_texts]:
+        if stopped():
+            break
         ids = tokenizer.encode_batch([text.text], page_tokens)[0][0]
         weights = probes.attention_maps(decoder, params, ids, pieces=tokenizer.pieces(ids))
         maps.append(weights.assign_attrs(text=_first_words(text.text)))
@@ -97,17 +108,32 @@ def _batches(
     length: int,
     batch: int,
     name: str,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(tokens, weights) of one shape, which compiles once; rows that only fill up have weight 0."""
+) -> Iterator[Batch]:
+    """(tokens, weights), short texts first; rows that only fill up have weight 0.
+
+    The lengths are few, as each is compiled: powers of 2, and that of the longest text.
+    """
     layout = decoder.layout or one_device()
     batch = len(layout.fill(min(batch, len(texts))))
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
-    rows = np.resize(np.arange(len(texts)), -(-len(texts) // batch) * batch)
+    lengths = np.count_nonzero(weights, axis=1)
+    order = np.argsort(lengths, kind="stable")
+    rows = np.resize(order, -(-len(texts) // batch) * batch)
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
     starts = range(0, len(rows), batch)
     for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):
         in_batch = slice(start, start + batch)
-        yield tokens[rows[in_batch]], weights[in_batch]
+        longest = max(SHORTEST, int(lengths[order[in_batch]].max()))
+        columns = min(1 << (longest - 1).bit_length(), tokens.shape[1])
+        yield tokens[rows[in_batch], :columns], weights[in_batch, :columns]
+
+
+def _until(stopped: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, of which the first in any case, until something is to stop."""
+    for batch in batches:
+        yield batch
+        if stopped():
+            return
 
 
 def _first_words(text: str, most: int = 40) -> str:
@@ -120,14 +146,14 @@ def _first_words(text: str, most: int = 40) -> str:
 
 def write(folder: Path, measured: Measurements, facts: Mapping[str, object]) -> list[Path]:
     """Writes everything into a folder, which is made; returns the paths."""
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     written = []
     for name, dataset in measured.datasets.items():
         written.append(folder / f"{name}.nc")
         probes.save(dataset, written[-1])
     for name, figure in draw(measured).items():
         written.append(folder / "figures" / f"{name}.png")
-        figure.savefig(written[-1], dpi=150)
+        with atomic(written[-1]) as part:
+            figure.savefig(part, dpi=150)
     if all(name in measured.datasets for name in PAGE) and measured.maps:
         written.append(folder / "index.html")
         head_page.write_page(

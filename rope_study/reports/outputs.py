@@ -43,7 +43,8 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
     groups = by_encoding(outcomes)
     curves = {name: _mean_curve(group) for name, group in groups.items()}
     usages = {name: _mean_usage(group) for name, group in groups.items()}
-    drawn = {"loss_curves": figures.loss_curves(curves)}
+    curves = {name: curve for name, curve in curves.items() if len(curve[0])}
+    drawn = {"loss_curves": figures.loss_curves(curves)} if curves else {}
     if any("difference_interval" in row for row in results["encodings"]):
         drawn["differences"] = figures.paired_differences(results["encodings"])
     drawn["frequency_usage"] = figures.usage_side_by_side(usages)
@@ -62,9 +63,10 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
 
 
 def _mean_curve(group: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps[S], losses[S]), the mean over seeds, of one encoding."""
-    steps = np.array([row["step"] for row in group[0].metrics])
-    return steps, np.mean([[row["loss"] for row in o.metrics] for o in group], axis=0)
+    """(steps[S], losses[S]), the mean over seeds, of one encoding; S that all seeds logged."""
+    losses = [{row["step"]: row["loss"] for row in outcome.metrics} for outcome in group]
+    steps = sorted(set.intersection(*map(set, losses)))
+    return np.array(steps), np.array([np.mean([of[step] for of in losses]) for step in steps])
 
 
 def _mean_usage(group: list[Outcome]) -> xarray.Dataset:

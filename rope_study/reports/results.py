@@ -72,10 +72,11 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
         "name": name,
         "perplexity": math.exp(loss),
         "loss": loss,
-        "train_loss": float(np.mean([outcome.metrics[-1]["loss"] for outcome in group])),
-        "tokens_per_second": float(np.median(speeds)),
         "losses": {str(outcome.run.seed): outcome.evaluation.loss for outcome in group},
     }
+    if all(outcome.metrics for outcome in group):  # else they were lost, and nothing hangs on them
+        row["train_loss"] = float(np.mean([outcome.metrics[-1]["loss"] for outcome in group]))
+        row["tokens_per_second"] = float(np.median(speeds))
     if group is first:
         return row
     pairs = [a.evaluation.difference(b.evaluation) for a, b in zip(group, first, strict=True)]
@@ -116,8 +117,9 @@ def table(rows: list[dict]) -> str:
         difference = "-"
         if "difference" in row:
             difference = f"{row['difference']:+.4f} +- {spread(row):.4f}"
+        speed = f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "-"
         lines.append(
             f"{row['name']:<{width}}  {row['perplexity']:>10.4f}  {row['loss']:>11.4f}"
-            f"  {difference:>18}  {row['tokens_per_second']:>10,.0f}"
+            f"  {difference:>18}  {speed:>10}"
         )
     return "\n".join(lines)

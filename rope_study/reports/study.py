@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rope_study.files import write_atomically
+from rope_study.files import atomic, write_atomically
 from rope_study.reports import html
 from rope_study.reports.results import spread
 
@@ -46,9 +46,9 @@ def write_report(
     """
     pictures = {key: _png(figure) for key, figure in figures.items()}
     if figure_folder is not None:
-        figure_folder.mkdir(parents=True, exist_ok=True)
         for key, picture in pictures.items():
-            (figure_folder / f"{key}.png").write_bytes(picture)
+            with atomic(figure_folder / f"{key}.png") as part:
+                part.write_bytes(picture)
     encodings = results["encodings"]
     title = results.get("title", "rope_study: encodings side by side")
     body = html.fill(

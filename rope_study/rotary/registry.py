@@ -4,9 +4,15 @@ That is a call with literal arguments, "p_rope(p=0.5, theta=500_000)", or `modul
 function or an Encoding class of the user's own. `python -m rope_study.encodings` lists them all.
 """
 
+import dataclasses
+import functools
 import importlib
 import inspect
 from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rope_study.errors import UserError
 from rope_study.registry import check_arguments, read_call, spell
@@ -14,6 +20,18 @@ from rope_study.registry import check_arguments, read_call, spell
 # Imported so that they are registered.
 from rope_study.rotary import basic, fourier, learned, scaled  # noqa: F401
 from rope_study.rotary.encoding import ENCODINGS, Encoding, Rotary
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """An object of the user's own, under the name that leads to it: it need not know its own."""
+
+    path: str  # module:name
+    function: Rotary
+
+    def __call__(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """The function's."""
+        return self.function(x, positions)
 
 
 def parse(text: str | Rotary, argument: str | None = None) -> Rotary:
@@ -42,6 +60,8 @@ def name_of(encoding: Rotary) -> str:
         if known and type(encoding).__module__.startswith("rope_study."):
             return encoding.name
         return spell(_path(type(encoding)), **encoding.arguments())
+    if isinstance(encoding, Imported):
+        return encoding.path
     return _path(encoding if inspect.isroutine(encoding) else type(encoding))
 
 
@@ -69,4 +89,77 @@ def _import(text: str, argument: str | None) -> Rotary:
         raise UserError(
             f"{text!r} is neither a function (x, positions) -> x nor an Encoding class", argument
         )
-    return cast(Rotary, imported)
+    if getattr(imported, "__hash__", None) is None:
+        raise UserError(f"{text!r} has no hash, and compiled functions are kept by it", argument)
+    encoding = cast(Rotary, imported)
+    return encoding if _leads_back(encoding) else Imported(f"{module}:{name}", encoding)
+
+
+def _leads_back(encoding: Rotary) -> bool:
+    """Whether the name of a function is where it lies: not that of an object, partial or lambda."""
+    if isinstance(encoding, Encoding):
+        return True
+    module, _, name = name_of(encoding).partition(":")
+    return getattr(importlib.import_module(module), name, None) is encoding
+
+
+def check_named(encoding: Rotary, argument: str | None = None) -> None:
+    """UserError for an encoding whose name does not lead back to it, as a checkpoint needs it."""
+    name = name_of(encoding)
+    try:
+        if parse(name) == encoding:
+            return
+    except UserError:
+        pass
+    raise UserError(
+        f"{name} cannot be found again by its name: give the encoding a name of its own at the top"
+        " of a module, and pass it as 'module:name'",
+        argument,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def check_traced(encoding: Rotary, heads: int, head_dim: int, dtype: str) -> None:
+    """Traces an encoding as the decoder will, without computing anything.
+
+    Raises:
+      UserError: it raises, or does not give back the shape and dtype of what it was given; or its
+        frequencies are not one finite number a pair.
+    """
+    name = name_of(encoding)
+    x = jax.ShapeDtypeStruct((1, 2, heads, head_dim), jnp.dtype(dtype))
+    positions = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    try:
+        if isinstance(encoding, Encoding):
+            _check_frequencies(encoding, head_dim)
+        turned = jax.eval_shape(encoding, x, positions)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a function of the user's own may raise
+        problem = (str(error).strip() or "without a message").splitlines()[0]
+        raise UserError(
+            f"encoding {name} fails on x={_shape(x)}, positions={_shape(positions)}:"
+            f" {type(error).__name__}: {problem}",
+            "rotary",
+        ) from error
+    if getattr(turned, "shape", None) != x.shape or turned.dtype != x.dtype:
+        raise UserError(
+            f"encoding {name} makes {_shape(turned)} of {_shape(x)}: it has to keep shape and type",
+            "rotary",
+        )
+
+
+def _check_frequencies(encoding: Encoding, head_dim: int) -> None:
+    frequencies = np.asarray(encoding.inverse_frequencies(head_dim))
+    if frequencies.shape != (head_dim // 2,) or not np.isfinite(frequencies).all():
+        raise UserError(
+            f"encoding {name_of(encoding)}: inverse_frequencies({head_dim}) must be"
+            f" {head_dim // 2} finite numbers, not {frequencies}",
+            "rotary",
+        )
+
+
+def _shape(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.dtype}{list(value.shape)}"
+    return type(value).__name__

@@ -5,4 +5,11 @@ change Rules for another way to split a model.
 """
 
 from rope_study.sharding.mesh import MESH_AXES, Layout, Rules, make_layout, one_device
-from rope_study.sharding.processes import is_main_process, start, wait_for_all
+from rope_study.sharding.processes import (
+    all_agree,
+    is_main_process,
+    on_main,
+    start,
+    to_host,
+    wait_for_all,
+)

@@ -1,6 +1,7 @@
 """The mesh, and the rules from logical to mesh axes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -85,11 +86,12 @@ class Layout:
         count = shape[0]
         self.check_rows(count)
         sharding = self.sharding("batch", *[None] * (len(shape) - 1))
+        once = functools.cache(rows)  # devices along tensor hold the same
 
         def read(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
             start, stop, _ = index[0].indices(count)
-            return rows(start, stop)
+            return once(start, stop)
 
         return jax.make_array_from_callback(shape, sharding, read)
 
@@ -97,8 +99,9 @@ class Layout:
         """Refuses a batch whose rows do not divide over the devices of the batch axis."""
         if count % self.shards("batch"):
             raise UserError(
-                f"a batch of {count} rows does not divide over {self.shards('batch')} devices;"
-                " set config.data.batch_size or config.mesh"
+                f"a batch of {count} rows does not divide over {self.shards('batch')} devices",
+                "batch_size",
+                "give a multiple, or a mesh that splits less over data and fsdp",
             )
 
     def fill(self, count: int) -> np.ndarray:

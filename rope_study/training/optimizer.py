@@ -13,14 +13,23 @@ from rope_study.training.settings import TrainSettings
 def make_optimizer(
     settings: TrainSettings, decoder: DecoderConfig
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW and its schedule; norms, biases and scales of the decoder do not decay."""
-    schedule = optax.warmup_cosine_decay_schedule(
+    """AdamW and its schedule, from steps that are done to the rate of the next one.
+
+    Norms, biases and scales of the decoder do not decay.
+    """
+    rates = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=settings.learning_rate,
         warmup_steps=min(settings.warmup, settings.steps),
         decay_steps=max(settings.steps, settings.warmup + 1),
         end_value=settings.learning_rate * settings.final_fraction,
     )
+
+    def schedule(done: jax.typing.ArrayLike) -> Any:
+        return rates(
+            done + 1
+        )  # the first step learns too, and the last one at the end of the cosine
+
     adamw = optax.adamw(
         schedule,
         b1=settings.b1,

@@ -1,28 +1,31 @@
-"""The folder a run writes: it holds one run, and refuses another.
+"""The folder a run writes: it holds one run, refuses another, and has one owner at a time.
 
 A run is what its result depends on: model, data, training and seed, and what the encoding computes,
 so that a changed function of the user's own is noticed. Where text lies, the mesh, the attention
 backend, and how often something is logged or saved change nothing.
 """
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax.numpy as jnp
 import numpy as np
 
-from rope_study.checkpoints.runs import config_fields
+from rope_study import sharding
+from rope_study.checkpoints.runs import CHECKPOINTS, config_fields
 from rope_study.data import Corpus
 from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
-from rope_study.files import write_atomically
+from rope_study.files import check_writable, read_json, write_atomically
 from rope_study.rotary import Rotary
-from rope_study.sharding import is_main_process, wait_for_all
 from rope_study.training.settings import Run
 
-RUN_FILE = "run.json"
+RUN_FILE, LOCK_FILE = "run.json", "owner.lock"
 
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
@@ -42,43 +45,95 @@ def identity(run: Run, corpus: Corpus) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in FREE}
 
 
-def claim(run: Run, corpus: Corpus) -> None:
-    """Makes the run's folder its own, or checks that it already is.
+@contextlib.contextmanager
+def owned(run: Run, corpus: Corpus, size: int = 0) -> Iterator[None]:
+    """Makes the run's folder its own, or checks that it already is, and holds it meanwhile.
 
-    Every process checks before the main one writes, and none goes on before it has.
+    The main process decides and tells the others; none goes on before it has.
+
+    Args:
+      run: what will be trained.
+      corpus: its text.
+      size: bytes that will be written at the least.
 
     Raises:
-      UserError: it holds another run (the settings that differ are named) or other files.
+      UserError: it holds another run that has saved something (the settings that differ are named)
+        or other files; another process that is alive writes it; or it cannot be written.
     """
-    folder, now = run.folder, identity(run, corpus)
-    file = folder / RUN_FILE
-    if file.exists():
-        before = json.loads(file.read_text())
-        differing = [
-            f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
-            if name != ROTATION
-            else "the encoding computes something else"
-            for name in sorted(before.keys() | now.keys())
-            if not _same(name, before.get(name), now.get(name))
-        ]
-        if differing:
+    now, locks = identity(run, corpus), contextlib.ExitStack()
+    with locks:
+        sharding.on_main(lambda: _claim(run.folder, now, size, locks))
+        if not sharding.all_agree((run.folder / CHECKPOINTS).is_dir()):
             raise UserError(
-                f"{folder} holds a different run ({'; '.join(differing)}); nothing was changed:"
-                " choose a new workdir",
+                f"not every process of this run sees {run.folder}: give a folder on a disk that all"
+                " hosts share",
                 "workdir",
             )
-    else:
+        yield
+
+
+def _claim(folder: Path, now: dict[str, Any], size: int, locks: contextlib.ExitStack) -> None:
+    differing = _differing(folder, now)
+    for path in (folder, folder / CHECKPOINTS):
+        check_writable(path, "workdir", size)
+    folder.mkdir(parents=True, exist_ok=True)
+    locks.enter_context(_lock(folder))
+    if differing or not (folder / RUN_FILE).exists():
+        write_atomically(folder / RUN_FILE, json.dumps(now, indent=1) + "\n")
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def _differing(folder: Path, now: dict[str, Any]) -> list[str]:
+    """In what the run in a folder is another one; UserError where that may not be replaced."""
+    if not (folder / RUN_FILE).exists():
         check_new(folder)
-    wait_for_all("run folder checked")
-    if is_main_process() and not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(now, indent=1) + "\n")
-    wait_for_all("run folder claimed")
+        return []
+    before = read_json(
+        folder / RUN_FILE, ("seed",), "choose a new workdir; its checkpoints can still be loaded"
+    )
+    differing = [
+        f"{name} is {before.get(name)!r} there and {now.get(name)!r} here"
+        if name != ROTATION
+        else "the encoding computes something else"
+        for name in sorted(before.keys() | now.keys())
+        if not _same(name, before.get(name), now.get(name))
+    ]
+    if differing and any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*")):
+        raise UserError(
+            f"{folder} holds a different run ({'; '.join(differing)}); nothing was changed:"
+            " choose a new workdir",
+            "workdir",
+        )
+    return differing
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; the lock of one of this host that is dead does not count."""
+    file = folder / LOCK_FILE
+    lock = filelock.SoftFileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        owner = file.read_text().split()  # pid, host
+        name = f"process {owner[0]} on {owner[1]}" if len(owner) > 1 else "another process"
+        raise UserError(
+            f"{name} is writing {folder}; nothing was changed: wait for it, or choose a new workdir"
+            f" (if it is dead, delete {file})",
+            "workdir",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_new(folder: Path) -> None:
     """Refuses a folder with files in it."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    known = {LOCK_FILE}  # left by a process that was killed as it began
+    if folder.exists() and (
+        not folder.is_dir() or {path.name for path in folder.iterdir()} - known
+    ):
         raise UserError(
             f"{folder} exists and is no run of this project; nothing was changed: choose a new"
             " workdir",
@@ -87,9 +142,14 @@ def check_new(folder: Path) -> None:
 
 
 def check_study(folder: Path) -> None:
-    """Refuses a folder with files in it and no run below."""
-    if not any(folder.glob(f"*/{RUN_FILE}")):
-        check_new(folder)
+    """Refuses a folder with files in it and no run below, and one that cannot be written."""
+
+    def check() -> None:
+        if not any(folder.glob(f"*/{RUN_FILE}")):
+            check_new(folder)
+        check_writable(folder, "workdir")
+
+    sharding.on_main(check)
 
 
 def _same(name: str, before: Any, now: Any) -> bool:

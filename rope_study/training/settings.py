@@ -6,6 +6,7 @@ after it sees a name to be parsed or a ConfigDict.
 
 import dataclasses
 import hashlib
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -96,9 +97,7 @@ def default() -> Config:
     config.workdir = "runs/study"  # everything that is written
     config.seeds = (0,)  # initial weights and order of batches; a run each
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
-    # What `study` compares, each in all layers: an encoding, or "nope + alibi()"
-    # (decoder/variants.py); `train` takes model.rotary.
-    config.encodings = ("rope", "nope", "p_rope(p=0.75)")
+    config.encodings = ("rope", "nope", "p_rope(p=0.75)")  # what `study` compares
 
     config.data = ml_collections.ConfigDict()
     data: Config = config.data
@@ -110,12 +109,12 @@ def default() -> Config:
 
     config.model = ml_collections.ConfigDict()
     model: Config = config.model
-    model.preset = "small"  # see decoder/presets.py; the fields below override it
+    model.preset = "small"  # of decoder/presets.py; fields that are given override it
     model.rotary = ROTARY  # an encoding, "p_rope(p=0.5)", or module:function
     model.pattern = NONE  # of layers, with their encodings: "gemma3(window=64)"
-    model.qk_norm = NONE  # the next three in all layers: "qk_norm()"
-    model.query_scale = NONE  # "ss_max()"
-    model.score_function = NONE  # "alibi()"
+    model.qk_norm = NONE  # in all layers: "qk_norm()"
+    model.query_scale = NONE  # in all layers: "ss_max()"
+    model.score_function = NONE  # in all layers: "alibi()"
     for field in ("d_model", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):
         model[field] = config_dict.placeholder(int)
     for field in ("compute_dtype", "attention", "remat", "activation"):
@@ -145,6 +144,12 @@ def default() -> Config:
     return config.lock()
 
 
+def meanings() -> dict[str, str]:
+    """What the comments of `default` say of each field, by its path."""
+    line = re.compile(r"^    (?:config\.)?([\w.]+) = .*?  # (.*)$", re.MULTILINE)
+    return dict(line.findall(inspect.getsource(default)))
+
+
 def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     """The plain values of a configuration: a run for every encoding and seed.
 
@@ -169,6 +174,8 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     runs: dict[str, Run] = {}
     for encoding in encodings:
         name, decoder = variants.apply(base, encoding, "encodings")
+        for spec in decoder.pattern:
+            rotary.check_named(spec.rotary, "encodings")
         for seed in seeds:
             run_folder = f"{folder_name(name)}_seed{seed}"
             if run_folder in runs:
@@ -198,6 +205,8 @@ def resolve_one(config: Config) -> Study:
         )
     base = decoder_config(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
     names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
+    for spec in base.pattern:
+        rotary.check_named(spec.rotary, "rotary")
     study = resolve(config, [ROTARY])
     run = dataclasses.replace(
         study.runs[0], name=" / ".join(names), folder=study.folder, decoder=base

@@ -4,9 +4,11 @@ A run is a function of its configuration. Killed at any step and started again, 
 its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 """
 
+import contextlib
 import math
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from rope_study.checkpoints import runs
 from rope_study.data import Corpus
-from rope_study.decoder import Decoder, fit_layout
+from rope_study.decoder import Decoder, attention, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, is_main_process
 from rope_study.training import run_folder
@@ -87,20 +89,39 @@ class Trainer:
         manager.save(step, {runs.PARAMS: state.params, runs.OPTIMIZER: state.opt_state})
 
     def restore(self, manager: runs.Manager) -> TrainState:
-        """The newest checkpoint's state, or the initial one."""
-        step = manager.latest()
-        if step is None:
+        """The newest intact checkpoint's state, or the initial one where nothing was saved.
+
+        Damaged ones after it are set aside, in one line to stderr.
+
+        Raises:
+          UserError: no checkpoint is intact.
+        """
+        steps, shapes = manager.steps(), self.abstract_state
+        if not steps:
             return self.init()
-        shapes = self.abstract_state
-        items = manager.restore(
-            step, {runs.PARAMS: shapes.params, runs.OPTIMIZER: shapes.opt_state}
-        )
+        items = {runs.PARAMS: shapes.params, runs.OPTIMIZER: shapes.opt_state}
+        step, restored, problems = manager.newest_intact(items, steps)
+        reasons = "; ".join(problem.problem for problem in problems)
+        if step is None:
+            raise UserError(f"no checkpoint is intact: {reasons}: choose a new workdir", "workdir")
+        if problems:
+            manager.set_aside([later for later in steps if later > step])
+            if is_main_process():
+                print(
+                    f"{reasons}: set aside in {runs.DAMAGED}/; going on from step {step}",
+                    file=sys.stderr,
+                )
         done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
-        return TrainState(step=done, params=items[runs.PARAMS], opt_state=items[runs.OPTIMIZER])
+        return TrainState(done, restored[runs.PARAMS], restored[runs.OPTIMIZER])
+
+    @property
+    def checkpoint_size(self) -> int:
+        """Bytes of a checkpoint before they are compressed."""
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.abstract_state))
 
 
 def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
-    """Trains to the last step, or goes on from the newest checkpoint in the run's folder.
+    """Trains to the last step, or goes on from the newest intact checkpoint in the run's folder.
 
     Args:
       run: what to train; its folder is claimed, and gets run.json, model.json, checkpoints/,
@@ -112,23 +133,34 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       The decoder and its trained parameters.
 
     Raises:
-      UserError: the folder holds another run, sizes that do not divide over the devices, or a loss
-        that is no longer finite.
+      UserError: the folder holds another run, has another owner or cannot be written; sizes that do
+        not divide over the devices; an attention backend that they do not have; or a loss or a
+        state that is no longer finite.
+      KeyboardInterrupt: as it came, with a note on what is saved.
     """
     layout = fit_layout(run.decoder, layout)
     layout.check_rows(run.data.batch_size)
-    decoder, batches = Decoder(run.decoder, layout), corpus.train_batches(run.seed)
-    run_folder.claim(run, corpus)
-    (run.folder / "checkpoints").mkdir(exist_ok=True)
-    if is_main_process():
-        runs.write_model(run.folder, run.decoder, corpus.tokenizer)
-    trainer = Trainer(decoder, run.train, run.seed)
-    with runs.Manager(run.folder) as manager:
+    if not attention.runs_on(run.decoder.attention, layout):
+        raise UserError(
+            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
+            "give attention='reference'",
+        )  # fmt: skip
+    trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
+    with run_folder.owned(run, corpus, trainer.checkpoint_size):
+        if is_main_process():
+            runs.write_model(run.folder, run.decoder, corpus.tokenizer)
+        return trainer.decoder, _train(run, corpus, trainer)
+
+
+def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
+    """Steps from the newest checkpoint to the last; returns the parameters."""
+    batches = corpus.train_batches(run.seed)
+    with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
         first = int(state.step)
         with _Progress(run, first) as progress:
             for step in range(first, run.train.steps):
-                windows = layout.place_rows(
+                windows = trainer.layout.place_rows(
                     lambda start, stop, step=step: batches.rows(step, start, stop),
                     (run.data.batch_size, run.data.length + 1),
                 )
@@ -139,7 +171,20 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
                 if done % run.train.checkpoint_every == 0 or done == run.train.steps:
                     progress.flush()
                     trainer.save(manager, done, state)
-    return decoder, state.params
+    return state.params
+
+
+@contextlib.contextmanager
+def _noting(run: Run, manager: runs.Manager) -> Iterator[None]:
+    """Notes on an interruption what is saved."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        manager.finish()
+        step = manager.latest()
+        saved = f"step {step} of {run.train.steps}" if step else "nothing yet"
+        stop.add_note(f"{saved} is saved in {run.folder}; the same command goes on from there")
+        raise
 
 
 class _Progress:
@@ -163,11 +208,14 @@ class _Progress:
     def __enter__(self) -> "_Progress":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.flush()
-        self._bar.close()
-        if self._log:
-            self._log.close()
+    def __exit__(self, kind: type | None, *_) -> None:
+        try:
+            if kind is None:  # else what was raised first counts, and is not hidden by another
+                self.flush()
+        finally:
+            self._bar.close()
+            if self._log:
+                self._log.close()
 
     def update(self, step: int, metrics: dict) -> None:
         """Takes one step's metrics, still on the device, and writes the step before."""
@@ -184,6 +232,12 @@ class _Progress:
         if step % self._settings.log_every and not last:
             return
         scalars = {name: float(value) for name, value in metrics.items()}
+        if not math.isfinite(scalars["loss"]):
+            raise UserError(
+                f"the loss became {scalars['loss']} at step {step}",
+                "learning_rate",
+                "lower learning_rate or lengthen warmup",
+            )
         now = time.monotonic()
         steps = step + 1 - self._since
         scalars["tokens_per_second"] = steps * self._tokens_a_step / (now - self._at)
@@ -192,9 +246,3 @@ class _Progress:
             self._log.write(step, scalars)
         speed = f"{scalars['tokens_per_second']:,.0f}"
         self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss became {scalars['loss']} at step {step}: lower learning_rate or lengthen"
-                " warmup",
-                "learning_rate",
-            )

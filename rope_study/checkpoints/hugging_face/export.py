@@ -4,6 +4,7 @@ A family is right if its config.json, read back, describes the same decoder; wha
 back is refused.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -31,6 +32,8 @@ from rope_study.checkpoints.weight_map import (
 from rope_study.decoder import Decoder, DecoderConfig, LayerSpec
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
+from rope_study.files import atomic, check_new_folder, write_atomically
+from rope_study.sharding import is_main_process, on_main, to_host
 
 CLASSES = {
     "gemma": "GemmaForCausalLM",
@@ -60,15 +63,16 @@ def export(
     Raises:
       UserError: an architecture that no supported family expresses, or a folder with files in it.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; nothing was written: give a new folder")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    target = Path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
     fields = config_fields(decoder.config)
     weight_map = make_weight_map(decoder.config, *spec_tables(decoder.config, "model."))
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = str(jax.tree.leaves(params)[0].dtype)
-    _write_json(folder / "config.json", fields | {"dtype": dtype})
-    _write_tensors(folder, params, _shards(weight_map, params, shard_bytes))
+    with atomic(target) if is_main_process() else contextlib.nullcontext(target) as part:
+        if is_main_process():
+            part.mkdir()
+            write_atomically(part / "config.json", _json(fields | {"dtype": dtype}))
+        _write_tensors(part, params, _shards(weight_map, params, shard_bytes))
 
 
 # --- tensors ----------------------------------------------------------------------------------
@@ -107,21 +111,23 @@ def _write_tensors(folder: Path, params: Mapping[str, Any], shards: list[list[Te
             spec.name: np.ascontiguousarray(spec.to_stored(_array(params, path, i)))
             for path, i, spec in shard
         }
-        safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+        if is_main_process():
+            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, file)
-    if len(shards) > 1:
+    if len(shards) > 1 and is_main_process():
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": index})
+        content = {"metadata": {"total_size": total}, "weight_map": index}
+        write_atomically(folder / INDEX_FILE, _json(content))
 
 
 def _array(params: Mapping[str, Any], path: ParameterPath, i: int | None) -> np.ndarray:
     """One layer of the array at a path, or all of it, on the host."""
     leaf = parameter_at(params, path)
-    return np.asarray(leaf if i is None else leaf[i])
+    return to_host(leaf if i is None else leaf[i])
 
 
-def _write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _json(value: dict) -> str:
+    return json.dumps(value, indent=2) + "\n"
 
 
 # --- config.json ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from rope_study.errors import UserError
+from rope_study.files import atomic
 
 
 class Tokenizer(abc.ABC):
@@ -145,7 +146,8 @@ class FileTokenizer(Tokenizer):
         target = folder / self.file_name
         # A run that goes on may be given the copy in its own folder.
         if not (target.exists() and target.samefile(self._file)):
-            shutil.copyfile(self._file, target)
+            with atomic(target) as part:
+                shutil.copyfile(self._file, part)
         return self.file_name
 
 

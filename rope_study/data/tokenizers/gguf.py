@@ -13,6 +13,7 @@ from rope_study.data.gguf_file import GGUFFile
 from rope_study.data.tokenizers.base import FileTokenizer
 from rope_study.data.tokenizers.hugging_face import SETTINGS_FILE, HuggingFaceTokenizer
 from rope_study.errors import UserError, nearest
+from rope_study.files import write_atomically
 
 # Kinds of tokens in tokenizer.ggml.token_type.
 CONTROL, USER_DEFINED = 3, 4
@@ -85,8 +86,8 @@ class GGUFTokenizer(HuggingFaceTokenizer):
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json into a folder, and a tokenizer_config.json that names BOS."""
-        (folder / SETTINGS_FILE).write_text(json.dumps(self._settings, indent=1) + "\n")
-        (folder / self.file_name).write_text(self._tokenizer.to_str(), encoding="utf-8")
+        write_atomically(folder / SETTINGS_FILE, json.dumps(self._settings, indent=1) + "\n")
+        write_atomically(folder / self.file_name, self._tokenizer.to_str())
         return self.file_name
 
 

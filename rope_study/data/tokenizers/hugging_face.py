@@ -9,6 +9,7 @@ import tokenizers
 
 from rope_study.data.tokenizers.base import FileTokenizer, label
 from rope_study.errors import UserError
+from rope_study.files import write_atomically
 
 SETTINGS_FILE = "tokenizer_config.json"
 MODEL_FILE = "config.json"
@@ -69,7 +70,7 @@ class HuggingFaceTokenizer(FileTokenizer):
         """Copies tokenizer.json into a folder, with a tokenizer_config.json that names BOS."""
         bos = None if self.bos is None else self._tokenizer.id_to_token(self.bos)
         settings = json.dumps(self._settings | {"bos_token": bos}, indent=1)
-        (folder / SETTINGS_FILE).write_text(settings + "\n")
+        write_atomically(folder / SETTINGS_FILE, settings + "\n")
         return super().save(folder)
 
     def _text(self, ids: list[int]) -> str:

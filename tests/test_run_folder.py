@@ -1,0 +1,302 @@
+"""A run's folder: its owner, damaged checkpoints, and what an interruption leaves behind."""
+
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from commands import check_one_line, run_command
+
+from rope_study import checkpoints, files, train
+from rope_study.errors import UserError
+from rope_study.training import metrics as metrics_lib
+
+CONFIG = "--config=tests/tiny_config.py"
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two hundred short documents that differ."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(200):
+        (folder / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train_in(texts):
+    """Trains in a folder; gives the exit status."""
+
+    def start(folder, *arguments):
+        where = f"--config.workdir={folder}", f"--config.data.path={texts}"
+        return run_command(train.main, CONFIG, "--config.model.layers=1", *where, *arguments)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(train_in, tmp_path_factory):
+    """A run of six steps with checkpoints of steps 4 and 6."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert not train_in(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def content(folder):
+    """Every file below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def largest(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(file):
+    """64 bytes in the middle, as a bad disk does; the size stays."""
+    damaged = bytearray(file.read_bytes())
+    middle = len(damaged) // 2
+    damaged[middle : middle + 64] = bytes(byte ^ 0xFF for byte in damaged[middle : middle + 64])
+    file.write_bytes(damaged)
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+DAMAGE = {
+    "truncated": (
+        lambda at: os.truncate(largest(at / "params"), 100),
+        r"/d/\w+ is damaged: 100 by",
+    ),
+    "flipped": (
+        lambda at: flip(largest(at / "params")),
+        r"/d/\w+ is damaged: not what was written",
+    ),
+    "metadata": (lambda at: (at / "params/_METADATA").write_text("{}"), r"_METADATA is damaged: 2"),
+    "index": (lambda at: (at / "params/manifest.ocdbt").unlink(), r"manifest\.ocdbt is missing"),
+    "folder": (lambda at: shutil.rmtree(at / "params"), r"params/\S+ is missing"),
+    "manifest": (lambda at: (at / "manifest/files.json").write_text(""), r"files\.json is damaged"),
+    "list": (lambda at: (at / "manifest/files.json").write_text("[]"), r"a list, no object"),
+    "without": (
+        lambda at: [shutil.rmtree(at / name) for name in ("manifest", "params")],
+        r"step 6 cannot be read: Item \"params\" was not found",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_load_names_the_damaged_file_and_the_step_that_is_intact(case, run):
+    damage, message = DAMAGE[case]
+    _, expected = checkpoints.load(run, step=4)
+    damage(run / "checkpoints" / "6")
+    with pytest.raises(UserError, match=message + r".*; step 4 is intact; give step=4$") as caught:
+        checkpoints.load(run)
+    assert str(run / "checkpoints") in str(caught.value) and "\n" not in str(caught.value)
+    _, params = checkpoints.load(run, step=4)
+    np.testing.assert_array_equal(params["embedding"], expected["embedding"])
+
+
+def test_a_damaged_optimizer_does_not_matter_to_load(run):
+    flip(largest(run / "checkpoints" / "6" / "optimizer"))
+    checkpoints.load(run)
+
+
+@pytest.mark.parametrize("case", ["flipped", "folder"])
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(case, run, train_in, capfd):
+    """To the same parameters; the damaged one is set aside, and named."""
+    _, expected = checkpoints.load(run)
+    DAMAGE[case][0](run / "checkpoints" / "6")
+    assert not train_in(run)
+    errors = capfd.readouterr().err
+    assert "checkpoints/6/params/" in errors
+    assert "set aside in damaged/; going on from step 4" in errors
+    assert (run / "damaged" / "6").is_dir()
+    _, params = checkpoints.load(run, step=6)
+    np.testing.assert_array_equal(params["embedding"], expected["embedding"])
+    assert [row["step"] for row in metrics_lib.read_metrics(run)] == list(range(6))
+
+
+def test_without_an_intact_checkpoint_nothing_is_touched(run, train_in, capfd):
+    for step in ("4", "6"):
+        flip(largest(run / "checkpoints" / step / "optimizer"))
+    before = content(run / "checkpoints")
+    assert train_in(run) == 2
+    check_one_line(
+        capfd, r"no checkpoint is intact: .*/6/optimizer/.*/4/optimizer/.*set config\.work"
+    )
+    assert content(run / "checkpoints") == before
+    with pytest.raises(UserError, match=r"/6/params/\S+ is missing; no other step can be read"):
+        for step in ("4", "6"):
+            shutil.rmtree(run / "checkpoints" / step / "params")
+        checkpoints.load(run)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", r"model\.json is damaged \(Expecting value"),
+        ("garbage", r"model\.json is damaged"),
+        ("[1]", r"model\.json is damaged \(a list, no object\)"),
+        ("{}", r"model\.json is damaged \(without decoder, tokenizer\); the command that"),
+        ('{"decoder": {}, "tokenizer": ""}', r"model\.json describes no decoder"),
+    ],
+)
+def test_a_damaged_model_file_is_named_and_written_again(text, message, run, train_in):
+    (run / "model.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        checkpoints.load(run)
+    assert not train_in(run)
+    checkpoints.load(run)
+
+
+def test_a_model_file_of_another_shape_is_named(run):
+    file = run / "model.json"
+    file.write_text(file.read_text().replace('"d_model": 32', '"d_model": 64'))
+    message = r"model\.json does not fit .*checkpoints/6: embedding is \(384, 64\) .*\(384, 32\)"
+    with pytest.raises(UserError, match=message):
+        checkpoints.load(run)
+
+
+def test_a_damaged_run_file_is_named_and_left(run, train_in, capfd):
+    (run / "run.json").write_bytes((run / "run.json").read_bytes()[:50])
+    assert train_in(run) == 2
+    check_one_line(capfd, r"run\.json is damaged.*choose a new workdir.*can still be loaded")
+
+
+def test_damaged_lines_of_the_log_are_left_out(run, train_in):
+    log = run / "metrics.jsonl"
+    log.write_bytes(b'{"step": 99\n\xff\n[]\n{"loss": 1}\n' + log.read_bytes())
+    assert not train_in(run)
+    assert [row["step"] for row in metrics_lib.read_metrics(run)] == list(range(6))
+
+
+# --- one owner --------------------------------------------------------------------------------
+
+
+def test_a_second_start_is_refused_and_names_the_owner(run, train_in, capfd):
+    before = content(run)
+    lock = run / "owner.lock"
+    lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+    assert train_in(run) == 2
+    check_one_line(capfd, rf"process {os.getpid()} on \S+ is writing .*run; nothing was changed")
+    lock.unlink()
+    assert content(run) == before
+
+
+def test_the_lock_of_a_dead_process_is_stale_and_that_of_another_host_is_not(run, train_in, capfd):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (run / "owner.lock").write_text(f"{dead.pid}\n{socket.gethostname()}\n")
+    assert not train_in(run)
+    assert not (run / "owner.lock").exists()
+    (run / "owner.lock").write_text("17\nanother-host\n")
+    assert train_in(run) == 2
+    check_one_line(capfd, r"process 17 on another-host .*if it is dead, delete .*owner\.lock")
+
+
+def test_a_run_that_saved_nothing_starts_again_with_other_settings(tmp_path, train_in, capfd):
+    """After a rate that was too high: nothing that is not finite is saved."""
+    folder = tmp_path / "run"
+    arguments = "--config.train.log_every=10", "--config.train.checkpoint_every=3"
+    assert train_in(folder, "--config.train.learning_rate=1e30", *arguments) == 2
+    check_one_line(
+        capfd, r"is not finite after step 3, which is not saved; .* none; set config\.tra"
+    )
+    assert not list((folder / "checkpoints").iterdir())
+    assert not train_in(folder, *arguments)
+    assert checkpoints.load(folder)
+
+
+def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path, train_in, capfd
+):
+    assert train_in(tmp_path / "run", "--config.model.attention=cudnn") == 2
+    check_one_line(capfd, r"'cudnn' does not run on these devices; set config\.model\.attention")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_trained_with_another_backend_is_loaded_where_there_is_none(run):
+    file = run / "model.json"
+    file.write_text(file.read_text().replace('"reference"', '"cudnn"'))
+    assert checkpoints.load(run)[0].config.attention == "reference"
+
+
+# --- interruptions ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_in_one_line_that_says_what_is_saved(
+    number, status, tmp_path, train_in, capfd, monkeypatch
+):
+    write = metrics_lib.MetricsLog.write
+
+    def and_stop(log, step, scalars):
+        write(log, step, scalars)
+        if step == 4:
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics_lib.MetricsLog, "write", and_stop)
+        assert train_in(tmp_path / "run") == status
+    errors = capfd.readouterr().err
+    line = f"stopped by {number.name}: step 4 of 6 is saved in {tmp_path / 'run'}; the same command"
+    assert line in errors and "Traceback" not in errors
+    assert not (tmp_path / "run" / "owner.lock").exists()
+    assert not train_in(tmp_path / "run")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(tmp_path, train_in, capfd):
+    """Files of at most 20 kB stand for it: the first checkpoint cannot be written."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert train_in(tmp_path / "run") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+    check_one_line(capfd, r"checkpoints: step \d is not saved: .*larger than the system allows")
+    assert not train_in(tmp_path / "run")
+
+
+def test_too_little_space_is_seen_before_anything_is_written(
+    tmp_path, train_in, capfd, monkeypatch
+):
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: free)
+    assert train_in(tmp_path / "run") == 2
+    check_one_line(capfd, r"run: \S+ GB will be written and 0\.0 GB are free.*set config\.workdir")
+    assert not (tmp_path / "run").exists()
+
+
+def without_privileges(*command):
+    """A command that root runs without the right to write everywhere, or None where it cannot."""
+    if os.geteuid():
+        return list(command)
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--bounding-set=-all", "--inh-caps=-all", *command] if setpriv else None
+
+
+@pytest.mark.slow
+def test_checkpoints_that_may_not_be_written_are_refused_at_once(run, texts):
+    command = without_privileges(
+        sys.executable, "-m", "rope_study.train", CONFIG, "--config.model.layers=1",
+        f"--config.workdir={run}", f"--config.data.path={texts}",
+    )  # fmt: skip
+    if command is None:
+        pytest.skip("needs setpriv, or a user that is not root")
+    shutil.rmtree(run / "checkpoints" / "6")
+    (run / "checkpoints").chmod(0o555)
+    try:
+        env = os.environ | {"JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    finally:
+        (run / "checkpoints").chmod(0o755)
+    assert done.returncode == 2
+    assert "checkpoints: no permission: choose another place" in done.stderr.splitlines()[-1]
