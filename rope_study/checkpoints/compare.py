@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import rotary
-from rope_study.decoder import Decoder, Probe
+from rope_study.decoder import Decoder, Probe, check_tokens
 from rope_study.errors import UserError, nearest
 
 # In the order in which a layer makes them.
@@ -76,13 +76,14 @@ def compare(
       tolerance: absolute.
 
     Raises:
-      UserError: no tokens, a name that the decoder does not have, or another shape.
+      UserError: no tokens or ids that it does not have, a name that the decoder does not have, or another shape.
     """
     if isinstance(golden, str | os.PathLike):
         with np.load(golden) as file:
             golden = dict(file)
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
+    check_tokens(decoder.config, golden["tokens"], needs_bos=False)
     expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
     reference = Decoder(decoder.config.reference_f32())
     ours = activations(reference, params, jnp.asarray(golden["tokens"]))

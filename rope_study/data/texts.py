@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rope_study.data import documents, passages
+from rope_study.data.tokenizers.base import check_unicode
 from rope_study.errors import UserError, nearest
 
 ALLOWED = 'texts are "default", "domains", a UTF-8 text or JSONL file, or a list of strings'
@@ -90,10 +91,7 @@ def _list_texts(items: Sequence[str]) -> Iterable[Text]:
         if not isinstance(item, str):
             raise UserError(f"texts[{i}]={_short(item)} is not a string")
         _refuse_blank(item, f"texts[{i}]")
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"texts[{i}] is not valid Unicode ({error})") from error
+        check_unicode(item, f"texts[{i}]")
         yield Text(item)
 
 

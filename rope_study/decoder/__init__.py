@@ -7,9 +7,9 @@ Norms, query scales, score functions and layer patterns are added to their regis
 from rope_study.decoder.config import DecoderConfig, LayerSpec
 from rope_study.decoder.decoder import (
     Decoder,
-    check_bos,
     fit_layout,
     parameter_count,
     parameter_tree,
 )
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe
+from rope_study.decoder.inputs import check_bos, check_ids, check_tokens, check_vocabulary

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_vocabulary
 from rope_study.probes import Probe
 from rope_study.reports import head_page
 from rope_study.sharding import is_main_process, one_device
@@ -68,6 +68,7 @@ def probe(
       page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
         attention of every head.
     """
+    check_vocabulary(decoder.config, tokenizer)
 
     def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
         batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")

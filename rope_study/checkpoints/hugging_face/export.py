@@ -5,6 +5,7 @@ back is refused.
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from rope_study import rotary
+from rope_study import files, rotary
 from rope_study.checkpoints.hugging_face.config import decoder_config
 from rope_study.checkpoints.hugging_face.families import FAMILIES
-from rope_study.checkpoints.hugging_face.folder import spec_tables
+from rope_study.checkpoints.hugging_face.folder import open_checkpoint, spec_tables
 from rope_study.checkpoints.hugging_face.rope import FULL, SLIDING, parameters_of, whole
 from rope_study.checkpoints.hugging_face.tensor_files import INDEX_FILE, SINGLE_FILE
 from rope_study.checkpoints.weight_map import (
@@ -28,7 +30,8 @@ from rope_study.checkpoints.weight_map import (
     make_weight_map,
     parameter_at,
 )
-from rope_study.decoder import Decoder, DecoderConfig, LayerSpec
+from rope_study.data import Tokenizer
+from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_vocabulary
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 
@@ -49,26 +52,57 @@ def export(
     params: Mapping[str, Any],
     folder: str | os.PathLike,
     shard_bytes: int = 5 * 10**9,
+    *,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes a decoder as a Hugging Face folder that Transformers loads.
 
+    The folder is there only once all of it is written, and has been read back and compared.
+
     Args:
       decoder, params: as checkpoints.load gives them.
-      folder: a new one, or an empty one.
+      folder: a new one, or an empty one; ~ is expanded.
       shard_bytes: the largest file.
+      tokenizer: the model's, of checkpoints.load_tokenizer; written beside it, so that text can be
+        generated from the folder alone.
 
     Raises:
-      UserError: an architecture that no supported family expresses, or a folder with files in it.
+      UserError: an architecture that no supported family expresses, a folder with files in it, or
+        a tokenizer of another model.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; nothing was written: give a new folder")
-    fields = config_fields(decoder.config)
-    weight_map = make_weight_map(decoder.config, *spec_tables(decoder.config, "model."))
-    folder.mkdir(parents=True, exist_ok=True)
-    dtype = str(jax.tree.leaves(params)[0].dtype)
-    _write_json(folder / "config.json", fields | {"dtype": dtype})
-    _write_tensors(folder, params, _shards(weight_map, params, shard_bytes))
+    config = decoder.config
+    if tokenizer is not None:
+        check_vocabulary(config, tokenizer)
+        config = dataclasses.replace(config, bos=tokenizer.bos)
+    fields = config_fields(config)
+    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)])
+    weight_map = make_weight_map(config, *spec_tables(config, "model."))
+    with files.whole(folder) as part:
+        part.mkdir()
+        # Transformers casts everything to the type that it finds here: the widest.
+        _write_json(part / "config.json", fields | {"dtype": str(dtype)})
+        _write_tensors(part, params, _shards(weight_map, params, shard_bytes))
+        if tokenizer is not None:
+            tokenizer.export(part)
+        _compare(part, config, params)
+
+
+def _compare(folder: Path, config: DecoderConfig, params: Mapping[str, Any]) -> None:
+    """Reads the folder back, a tensor at a time; UserError where it is not what was written."""
+    written = open_checkpoint(folder)
+    if _comparable(written.config) != _comparable(config):
+        raise UserError(f"{folder} does not describe the decoder that was exported")
+    for path, specs in written.weight_map(written.config).items():
+        for i, spec in enumerate(specs):
+            leaf = parameter_at(params, path)
+            expected = _array(params, path, i if leaf.ndim > len(spec.axes) else None)
+            whole_array = tuple(slice(0, size) for size in expected.shape)
+            read = spec.read(written.reader, expected.shape, whole_array)
+            if read.dtype != expected.dtype or read.tobytes() != expected.tobytes():
+                raise UserError(f"{folder}: tensor {spec.name!r} differs from what was exported")
 
 
 # --- tensors ----------------------------------------------------------------------------------
@@ -163,7 +197,9 @@ def _comparable_layer(spec: LayerSpec, config: DecoderConfig) -> tuple:
     if not isinstance(encoding, rotary.Encoding) or not encoding.relative or encoding.trained:
         raise UserError(f"{rotary.name_of(encoding)} is not one vector of frequencies")
     frequencies = encoding.inverse_frequencies(shapes.head_dim)
-    rotation = tuple(np.round(frequencies, 15)), encoding.scaling
+    rotation: tuple = tuple(np.round(frequencies, 15)), encoding.scaling
+    if isinstance(encoding, rotary.DynamicNtkRope):
+        rotation = *rotation, encoding  # at other lengths it has others
     rest = dataclasses.replace(
         spec, rotary=rotary.nope(), query_scale=None, keys_from=None, head_dim=None,
         kv_heads=None, mlp_hidden=None,
@@ -236,13 +272,19 @@ def _score_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
 
 def _rope_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
     """For Gemma 3 and 4 by type of layer."""
+    first = config.layer_specs[0]
+    fields: dict[str, Any] = {}
+    for spec in config.layer_specs:
+        if isinstance(spec.rotary, rotary.DynamicNtkRope):  # it takes its trained length from there
+            fields["max_position_embeddings"] = whole(spec.rotary.context)
     if kind not in ("gemma3_text", "gemma4_text"):
-        return {"rope_parameters": parameters_of(config.layer_specs[0].rotary)}
+        return fields | {"rope_parameters": parameters_of(first.rotary, config.head_dim)}
     local_specs, global_specs = _by_window(config)
     by_type = {SLIDING: local_specs or global_specs, FULL: global_specs or local_specs}
-    return {
+    return fields | {
         "rope_parameters": {
-            layer_type: parameters_of(specs[0].rotary) for layer_type, specs in by_type.items()
+            layer_type: parameters_of(specs[0].rotary, config.of_layer(specs[0]).head_dim)
+            for layer_type, specs in by_type.items()
         }
     }
 
