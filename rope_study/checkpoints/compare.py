@@ -76,7 +76,7 @@ def compare(
       tolerance: absolute.
 
     Raises:
-      UserError: no tokens or ids that it does not have, a name that the decoder does not have, or another shape.
+      UserError: no tokens, ids or a name that the decoder does not have, or another shape.
     """
     if isinstance(golden, str | os.PathLike):
         with np.load(golden) as file:

@@ -20,12 +20,12 @@ def check_tokens(
 
     Args:
       tokens: int[B, T].
-      weights: float[B, T], 0 on padding.
+      weights: float[B, T], 0 on padding, and on tokens that are read but not counted.
       needs_bos: False for tokens that are no text, such as a peer's random ones.
 
     Raises:
-      UserError: another shape or type, an id outside the vocabulary, a weight above 0 after
-        padding, or no BOS at the beginning for a model that needs it.
+      UserError: another shape or type, an id outside the vocabulary, padding on the left, or no
+        BOS at the beginning for a model that needs it.
     """
     ids, rows = np.asarray(tokens), np.asarray(weights if weights is not None else tokens)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or rows.shape != ids.shape:
@@ -36,14 +36,27 @@ def check_tokens(
             "tokens",
         )
     check_ids(config, ids)
-    if weights is not None and ((rows[:, 1:] > 0) & (rows[:, :-1] == 0)).any():
+    if weights is not None and _is_padded_left(ids, rows):
         raise UserError(
-            "a weight above 0 follows a 0 in its row: padding must be on the right, as encode_batch"
-            " puts it; the decoder would read padding on the left as text",
+            "texts are padded on the left: the decoder has no mask for it and would read it as"
+            " text; put padding on the right, as encode_batch does",
             "weights",
         )
     if needs_bos and ids.size:
         check_bos(config, ids)
+
+
+def _is_padded_left(ids: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether rows of [B, T] begin with one id again and again, and that is not counted.
+
+    A first token alone, in every row, is BOS that a user leaves out.
+    """
+    uncounted = np.where((weights > 0).any(1), np.argmax(weights > 0, axis=1), 0)
+    if (uncounted <= 1).all() and len(set(uncounted.tolist())) == 1:
+        return False
+    return any(
+        count and (row[:count] == row[0]).all() for row, count in zip(ids, uncounted, strict=True)
+    )
 
 
 def check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
@@ -53,8 +66,8 @@ def check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
         rows = min(rows, config.per_layer_vocab_size)
     if ids.size and (ids.min() < 0 or ids.max() >= rows):
         raise UserError(
-            f"the text has ids from {ids.min()} to {ids.max()}, and the model has 0..{rows - 1}: is"
-            " the tokenizer another model's, or was padding marked by an id of its own?",
+            f"the text has ids from {ids.min()} to {ids.max()}, not 0..{rows - 1}, which the model"
+            " has: is the tokenizer another model's, or padding an id of its own?",
             "tokens",
         )
 

@@ -90,12 +90,10 @@ def generate_tokens(
         raise UserError(f"tokens={tokens} must be at least 1")
     if not temperature >= 0:
         raise UserError(f"temperature={temperature} must be at least 0; 0 takes the likeliest")
-    if lengths.shape != (B,) or not B or lengths.min() < 1 or lengths.max() > T:
-        raise UserError(
-            f"lengths={lengths} of prompts {prompts.shape}: generation needs at least one token of"
-            " each to begin with, and no more than there are",
-            "lengths",
-        )
+    if not B or lengths.shape != (B,) or lengths.max() > T:
+        raise UserError(f"lengths={lengths} are not those of prompts {prompts.shape}", "lengths")
+    if not lengths.min() > 0:
+        raise UserError("a prompt is empty: generation needs at least one token to begin with")
     rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
     decoder = _cached(decoder)
     options = compiler.lean_options(params, decoder.layout or sharding.one_device())

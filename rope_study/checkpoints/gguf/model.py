@@ -23,7 +23,7 @@ from rope_study.checkpoints.weight_map import (
 )
 from rope_study.data.gguf_file import GGUFFile
 from rope_study.decoder import DecoderConfig
-from rope_study.errors import UserError, nearest
+from rope_study.errors import UserError
 from rope_study.rotary import llama3_rope, rope
 
 
@@ -63,6 +63,22 @@ REFUSED = {
     "attention.clamp_kqv": "clamped activations",
     "attention.max_alibi_bias": "ALiBi",
 }
+
+# Keys behind the architecture's name that are read below, and such as change nothing.
+UNDERSTOOD = frozenset(
+    "embedding_length feed_forward_length block_count context_length vocab_size"
+    " attention.head_count attention.head_count_kv attention.key_length attention.value_length"
+    " attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count tensor_data_layout".split()
+)
+UNDERSTOOD_OF = {
+    "llama": {"attention.sliding_window"},
+    "phi3": {"attention.sliding_window"},
+    "gemma2": {"attention.sliding_window", "attention.scale"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"},
+}
+UNDERSTOOD_OF["gemma3"] = UNDERSTOOD_OF["gemma2"] | {
+    "attention.sliding_window_pattern", "rope.freq_base_swa"
+}  # fmt: skip
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
 EMBEDDING, UNEMBEDDING, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
@@ -131,7 +147,7 @@ def _architecture(file: GGUFFile, name: str) -> Architecture:
     if name not in ARCHITECTURES or file.value("general.type", "model") != "model":
         raise UserError(
             f"{file.file}: architecture {name!r} ({file.value('general.type', 'model')}) is not"
-            f" supported.{nearest(str(name), ARCHITECTURES)} Supported: {', '.join(ARCHITECTURES)}"
+            f" supported. Supported: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]
 
@@ -171,6 +187,7 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
     for key, what in REFUSED.items():
         if setting(key, 0):
             raise UserError(f"{file.file}: {name}.{key}={setting(key)} is not supported ({what})")
+    _refuse_unknown(file, name)
     if EMBEDDING not in file.tensors:
         raise UserError(f"{file.file}: tensor {EMBEDDING!r} is missing")
     heads = setting("attention.head_count", ...)
@@ -185,9 +202,11 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
         "max_position_embeddings": setting("context_length", ...),
         "rms_norm_eps": setting("attention.layer_norm_rms_epsilon", ...),
         "tie_word_embeddings": UNEMBEDDING not in file.tensors,
-        "bos_token_id": file.value("tokenizer.ggml.bos_token_id"),
         "rope_theta": setting("rope.freq_base", 10_000.0),
     }
+    bos = file.value("tokenizer.ggml.bos_token_id")
+    if bos is not None:
+        fields["bos_token_id"] = bos
     fields["head_dim"] = setting("attention.key_length", fields["hidden_size"] // heads)
     _check_dimensions(file, name, fields["head_dim"])
     if name.startswith("gemma"):
@@ -199,6 +218,19 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
         if window or architecture.family == "mistral":
             fields |= {"model_type": "mistral", "sliding_window": window or None}
     return fields | {"rope_scaling": _rope_scaling(file, name, fields)}
+
+
+def _refuse_unknown(file: GGUFFile, name: str) -> None:
+    """Refuses settings that may change the mathematics and are not read here."""
+    understood = UNDERSTOOD | UNDERSTOOD_OF.get(name, set())
+    for key in file.keys:
+        setting = key.removeprefix(f"{name}.")
+        if setting == key or setting in understood or setting.startswith("rope.scaling."):
+            continue
+        if value := file.value(key):
+            raise UserError(
+                f"{file.file}: {key}={value!r:.60} is no setting of {name!r} that is understood"
+            )
 
 
 def _setting(file: GGUFFile, name: str, setting: str, default: Any = None) -> Any:
@@ -235,9 +267,10 @@ def _gemma_fields(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str
     gemma_fields = {
         "sliding_window": setting("attention.sliding_window", ...),
         "query_pre_attn_scalar": width if largest else fields["head_dim"],
-        "attn_logit_softcapping": setting("attn_logit_softcapping", 0.0),
-        "final_logit_softcapping": setting("final_logit_softcapping"),
     }
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := setting(key)) is not None:  # llama.cpp too has the family's where none is said
+            gemma_fields[key] = cap or None
     if scale:
         gemma_fields["query_pre_attn_scalar"] = scale**-2
     if name == "gemma3":

@@ -67,8 +67,15 @@ FAMILIES = {
         | {"sliding_window": 4096},
         layer={"qk_norm": QKNorm()},
         bos=True,
-        keys=("hidden_activation", "final_logit_softcapping", "attn_logit_softcapping")
-        + ("rope_theta", "rope_local_base_freq", "rope_scaling", "sliding_window_pattern"),
+        keys=(
+            "hidden_activation",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+            "rope_theta",
+            "rope_local_base_freq",
+            "rope_scaling",
+            "sliding_window_pattern",
+        ),  # fmt: skip
     ),
     "gemma4_text": Family(
         decoder={"post_norms": True, "norm_offset": 0.0, "layer_scalar": True},
@@ -80,8 +87,12 @@ FAMILIES = {
         | {"attention_k_eq_v": False, "num_kv_shared_layers": 0, "use_double_wide_mlp": False},
         layer={"qk_norm": QKNorm(), "query_scale": LogitScale(1.0), "value_norm": True},
         bos=True,
-        keys=("hidden_activation", "final_logit_softcapping", "num_global_key_value_heads")
-        + ("per_layer_config",),
+        keys=(
+            "hidden_activation",
+            "final_logit_softcapping",
+            "num_global_key_value_heads",
+            "per_layer_config",
+        ),  # fmt: skip
     ),
     "llama": Family(
         decoder=_NOT_GEMMA,

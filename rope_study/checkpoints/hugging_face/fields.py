@@ -38,10 +38,11 @@ LISTS = frozenset(["layer_types", "no_rope_layers"])
 OBJECTS = frozenset(["rope_scaling", "rope_parameters", "per_layer_config"])
 
 # Where null is a setting, as a rule "none of it": no cap, no window, as many key heads as heads.
-NULLABLE = LISTS | OBJECTS | frozenset(
-    "num_key_value_heads sliding_window bos_token_id num_global_key_value_heads hidden_act"
-    " hidden_activation attn_logit_softcapping final_logit_softcapping partial_rotary_factor".split()
-)  # fmt: skip
+NULLABLE = LISTS | OBJECTS | TEXTS
+NULLABLE |= frozenset(
+    "num_key_value_heads sliding_window bos_token_id num_global_key_value_heads"
+    " attn_logit_softcapping final_logit_softcapping partial_rotary_factor".split()
+)
 
 # What every family has; others have what their defaults name, and Family.keys.
 COMMON = frozenset(

@@ -135,22 +135,25 @@ def _check_parameters(kind: str, p: dict[str, Any], takes: list[str], file: str)
                 f"{file}: rope type {kind!r} takes no {key!r}.{nearest(key, known)} It takes"
                 f" {', '.join(takes) or 'rope_theta'}"
             )
-        if key in ("short_factor", "long_factor"):
-            right, what = (
-                isinstance(value, list) and all(map(is_number, value)),
-                "a list of numbers",
-            )
-        elif key in ("truncate", "finetuned"):
-            right, what = isinstance(value, bool), "true or false"
-        else:
-            right, what = key in ("rope_type", "type") or is_number(value), "a number"
-        if not right:
-            raise UserError(f"{file}: {key}={value!r:.60} of rope type {kind!r} must be {what}")
+        is_right, expected = _type_of(key)
+        if not is_right(value):
+            raise UserError(f"{file}: {key}={value!r:.60} of rope type {kind!r} must be {expected}")
     if kind != "proportional" and p.get("partial_rotary_factor", 1) != 1:
         raise UserError(
             f"{file}: partial_rotary_factor={p['partial_rotary_factor']} with rope type {kind!r} is"
             " not supported: Transformers too does not run such a model of these families"
         )
+
+
+def _type_of(key: str) -> tuple[Callable[[Any], bool], str]:
+    """Whether a value is of a rope parameter's type, and that type in words."""
+    if key in ("short_factor", "long_factor"):
+        return lambda value: isinstance(value, list) and all(map(is_number, value)), "numbers"
+    if key in ("truncate", "finetuned"):
+        return lambda value: isinstance(value, bool), "true or false"
+    if key in ("rope_type", "type"):
+        return lambda value: isinstance(value, str), "a text"
+    return is_number, "a number"
 
 
 def _default(p: Fields, longest: int, head_dim: int) -> rotary.Encoding:
@@ -172,7 +175,7 @@ def _dynamic(p: Fields, longest: int, head_dim: int) -> rotary.Encoding:
 
 
 def _proportional(p: Fields, longest: int, head_dim: int) -> rotary.Encoding:
-    """Transformers counts pairs by int(p d // 2), which rounding may make one fewer than p d / 2."""
+    """Transformers counts pairs by int(p d // 2), which rounding may make one fewer."""
     fraction = p.get("partial_rotary_factor", 1.0)
     turned = int(fraction * head_dim // 2)
     if turned != rotary.turned_pairs(head_dim, fraction):

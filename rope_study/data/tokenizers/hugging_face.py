@@ -121,7 +121,7 @@ class HuggingFaceTokenizer(FileTokenizer):
     def _prepended(self) -> int | None:
         """What the post-processor of the file puts before every text."""
         for text in ("a", "0", " "):  # until one has a token
-            if text_ids := self._ids(text):
+            if text_ids := self._encode(text):
                 ids = self._tokenizer.encode(text, add_special_tokens=True).ids
                 return None if ids[: len(text_ids)] == text_ids else ids[0]
         return None
