@@ -78,8 +78,9 @@ def measure(
             f" {PLAIN!r}; got {list(interventions)}",
             "interventions",
         )
-    edits = {PLAIN: changes(decoder.config, ())}
-    edits |= {name: changes(decoder.config, chain) for name, chain in interventions.items()}
+    config = datasets.with_trained_frequencies(decoder.config, params)
+    edits = {PLAIN: changes(config, ())}
+    edits |= {name: changes(config, chain) for name, chain in interventions.items()}
     texts = _checked(decoder, batches)
     probed, layout = in_f32(decoder)
     repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)

@@ -12,6 +12,7 @@ import xarray
 
 from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_tokens, variants
 from rope_study.errors import UserError
+from rope_study.probes import datasets
 from rope_study.sharding import Layout, compiler, one_device
 
 Array = jax.Array
@@ -62,8 +63,9 @@ def run(
     if not count:
         raise UserError("nothing to probe: all weights are 0", "weights")
     source = {"model": describe(config), "text": text, "tokens": count, "context": context}
+    read_from = datasets.with_trained_frequencies(config, params)
     return {
-        probe.name: finalize(totals[probe.name], context, config).assign_attrs(source)
+        probe.name: finalize(totals[probe.name], context, read_from).assign_attrs(source)
         for probe, finalize in zip(probes, finalizers, strict=True)
     }
 

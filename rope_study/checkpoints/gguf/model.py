@@ -68,7 +68,8 @@ REFUSED = {
 UNDERSTOOD = frozenset(
     "embedding_length feed_forward_length block_count context_length vocab_size"
     " attention.head_count attention.head_count_kv attention.key_length attention.value_length"
-    " attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count tensor_data_layout".split()
+    " attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count"
+    " tensor_data_layout".split()
 )
 UNDERSTOOD_OF = {
     "llama": {"attention.sliding_window"},

@@ -75,7 +75,7 @@ FAMILIES = {
             "rope_local_base_freq",
             "rope_scaling",
             "sliding_window_pattern",
-        ),  # fmt: skip
+        ),
     ),
     "gemma4_text": Family(
         decoder={"post_norms": True, "norm_offset": 0.0, "layer_scalar": True},
@@ -92,7 +92,7 @@ FAMILIES = {
             "final_logit_softcapping",
             "num_global_key_value_heads",
             "per_layer_config",
-        ),  # fmt: skip
+        ),
     ),
     "llama": Family(
         decoder=_NOT_GEMMA,

@@ -150,7 +150,14 @@ def complete(kind: str, fields: Fields, file: str) -> dict[str, Any]:
                 f"{file}: {key}={value!r:.60} is no setting of {kind} that is understood; if it"
                 " changes nothing that the model computes, remove it"
             )
-    return family.defaults | dict(fields)
+    completed = family.defaults | dict(fields)
+    again = completed.get("sliding_window_size")  # Gemma 2 9B says it twice
+    if again not in (None, completed.get("sliding_window")):
+        raise UserError(
+            f"{file}: sliding_window={completed.get('sliding_window')} and sliding_window_size="
+            f"{again} differ; make them equal, or remove the second"
+        )
+    return completed
 
 
 def _check(key: str, value: Any, has_no_default: bool, file: str) -> None:
