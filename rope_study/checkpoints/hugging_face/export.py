@@ -167,14 +167,21 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     Raises:
       UserError: no family expresses this decoder.
     """
+    reasons = []
     for kind in CLASSES:
         try:
             fields = _family_fields(kind, config)
             read_back = decoder_config(kind, fields)
-        except UserError:
+        except UserError as error:
+            reasons.append(str(error))
             continue
         if _comparable(read_back) == _comparable(config):
             return {"model_type": kind, "architectures": [CLASSES[kind]]} | fields
+    if len(reasons) == len(CLASSES) and len(set(reasons)) == 1:
+        raise UserError(
+            "no model of Transformers expresses this decoder, so it cannot be exported:"
+            f" {reasons[0]}"
+        )
     layers = "; ".join(dict.fromkeys(map(str, config.pattern)))
     raise UserError(
         f"no model of Transformers expresses this decoder, so it cannot be exported: tried"
