@@ -45,7 +45,7 @@ def load(
       UserError: no checkpoint at that path, an unsupported or damaged one, or `rotary` needs arrays
         that it does not have. Nothing is made up: an array that is missing is an error.
     """
-    path = _as_path(path)
+    path = _existing(path)
     check_dtype(dtype)
     if step is None and (checkpoint := _open(path, config)) is not None:
         return _load(checkpoint, rotary, dtype, mesh)
@@ -66,7 +66,7 @@ def load_tokenizer(
     """
     if tokenizer is not None:
         return data.load_tokenizer(tokenizer)
-    path = _as_path(path)
+    path = _existing(path)
     if (path / runs.MODEL_FILE).exists():
         return runs.load_tokenizer(path)
     if _is_gguf(path):
@@ -80,11 +80,14 @@ def load_tokenizer(
     return data.load_tokenizer(folder)
 
 
-def _as_path(path: str | os.PathLike) -> Path:
-    """~ expanded; UserError for what is no path."""
+def _existing(path: str | os.PathLike) -> Path:
+    """~ expanded; UserError for what is no path, or leads nowhere."""
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise UserError(f"checkpoint {path!r} is no path: {RECOGNISED}", "checkpoint")
-    return Path(path).expanduser()
+    existing = Path(path).expanduser()
+    if not existing.exists():
+        raise UserError(f"{path} does not exist: {RECOGNISED}{_hub_hint(existing)}", "checkpoint")
+    return existing
 
 
 def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
@@ -110,8 +113,6 @@ def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
         return None
     if gemma_orbax.is_orbax(path):
         return gemma_orbax.open_checkpoint(path, config)
-    if not path.exists():
-        raise UserError(f"{path} does not exist: {RECOGNISED}{_hub_hint(path)}")
     raise UserError(f"no checkpoint in {path}: {RECOGNISED}")
 
 

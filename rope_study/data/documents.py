@@ -182,7 +182,7 @@ def jsonl_rows(content: str, file: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
             row["text"].encode()  # an escaped lone surrogate would fail later, far from its line
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f'{str(file)!r}, line {number}: not of the form {{"text": "..."}}'
                 f" ({type(error).__name__}: {error})",
