@@ -86,7 +86,11 @@ def _existing(path: str | os.PathLike) -> Path:
         raise UserError(f"checkpoint {path!r} is no path: {RECOGNISED}", "checkpoint")
     existing = Path(path).expanduser()
     if not existing.exists():
-        raise UserError(f"{path} does not exist: {RECOGNISED}{_hub_hint(existing)}", "checkpoint")
+        raise UserError(
+            f"no run at {path}, nor any other checkpoint: it does not exist; {RECOGNISED}"
+            f"{_hub_hint(existing)}",
+            "checkpoint",
+        )
     return existing
 
 

@@ -1,7 +1,8 @@
 """The Gemma-like decoder: arrays in, arrays out.
 
 Takes tokens, parameters and a DecoderConfig; gives logits, losses, text, and what probes measured.
-Norms, query scales, score functions and layer patterns are added to their registries.
+inputs.py checks what they are given. Norms, query scales, score functions and layer patterns are
+added to their registries.
 """
 
 from rope_study.decoder.config import DecoderConfig, LayerSpec

@@ -87,6 +87,9 @@ class Decoder(nn.Module):
     ) -> tuple[Array, dict[str, list]]:
         """Logits f32[B, T, V] for tokens int[B, T], and what the probes measured.
 
+        Ids are not looked at, as a compiled program cannot refuse them: one outside the vocabulary
+        is read as another. `check_tokens` refuses it on the host.
+
         Args:
           tokens: int[B, T].
           positions: int[B or 1, T]; 0, 1, 2, ... where not given.
