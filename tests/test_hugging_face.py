@@ -428,13 +428,9 @@ def test_pickle_is_refused(folder, start):
 
 
 def test_wrong_folders_are_refused(folder, tmp_path):
-    with pytest.raises(
-        UserError, match=r"no run at .*absent, nor any other.*; give the folder of a run"
-    ):
+    with pytest.raises(UserError, match=r"no run at .*absent, nor any.*; give the folder"):
         checkpoints.load(tmp_path / "absent")
-    with pytest.raises(
-        UserError, match=r"at google/gemma-2b, nor any other .*nothing is downloaded"
-    ):
+    with pytest.raises(UserError, match=r"at google/gemma-2b, nor .*nothing is downloaded"):
         checkpoints.load("google/gemma-2b")
     for path in (None, 3, ""):
         with pytest.raises(UserError, match=r"is no path: give the folder of a run"):

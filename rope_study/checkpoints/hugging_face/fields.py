@@ -91,8 +91,9 @@ def read_fields(folder: Path) -> tuple[str, dict[str, Any], bool]:
     file = folder / "config.json"
     fields = _read_json(file)
     kind = fields.get("model_type")
-    wrapped = isinstance(kind, str) and kind in WRAPPERS
-    if wrapped:
+    wrapped = False
+    if isinstance(kind, str) and kind in WRAPPERS:
+        wrapped = True
         kind, fields = _text_part(WRAPPERS[kind], fields, file)
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
