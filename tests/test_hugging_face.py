@@ -225,8 +225,31 @@ def test_types_of_layers_in_a_mistral_file():
             read("mistral", **fields)
     with pytest.raises(UserError, match=r"use_sliding_window is false"):
         read("qwen3", layer_types=types)
-    with pytest.raises(UserError, match=r"no_rope_layers has 3 numbers for 8 layers"):
-        read("smollm3", head_dim=8, no_rope_layers=[1, 1, 0])
+    for turned in ([1, 1, 0], [], ["yes"] * 8):
+        with pytest.raises(UserError, match=r"no_rope_layers=.* must have a 0 or 1 for each of 8"):
+            read("smollm3", head_dim=8, no_rope_layers=turned)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"per_layer_config": {"x": {}}},
+            r"per_layer_config has 'x': {}, not the number of a",
+        ),
+        ({"per_layer_config": {"5": 3}}, r"per_layer_config has '5': 3, not"),
+        ({"per_layer_config": {"5": {"head_dim": "8"}}}, r"per_layer_config has '5': .*'8'"),
+        ({"per_layer_config": {"5": {"bias": 8}}}, r"\['bias'\] in per_layer_config"),
+        ({"num_kv_shared_layers": 8}, r"num_kv_shared_layers=8 of 8 leaves no layer"),
+        ({"num_kv_shared_layers": 3}, r"num_kv_shared_layers=3 of 8 leaves no layer"),
+        ({"num_experts": 8}, r"num_experts=8 is no setting of gemma4_text"),
+        ({"rope_theta": 1e6}, r"rope_theta=1000000\.0 is no setting of gemma4_text"),
+        ({"rope_parameters": {"rope_type": "default"}}, r"of gemma4_text must be by type of layer"),
+    ],
+)
+def test_gemma4_files_that_cannot_be(fields, message):
+    with pytest.raises(UserError, match=message):
+        read("gemma4_text", **fields)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma3_text"])
@@ -358,6 +381,10 @@ def test_proportional_counts_pairs_as_transformers():
             r"rope_parameters=.* of llama must not be by type of layer",
         ),
         (
+            {"rope_parameters": {"type": "longrope", "short_factor": [1], "long_factor": [1]}},
+            r"config\.json: longrope: 1 factors for 8 pairs",
+        ),
+        (
             {"rope_parameters": {"rope_type": "linear", "factor": 0.5}},
             r"config\.json: linear_rope: factor=0\.5 must be at least 1",
         ),
@@ -365,7 +392,7 @@ def test_proportional_counts_pairs_as_transformers():
             {"num_attention_heads": 3},
             r"config\.json: heads=3 .*\(num_attention_heads and num_k",
         ),
-        ({"head_dim": 7}, r"config\.json: head_dim=7 is odd"),
+        ({"head_dim": 7}, r"config\.json: head_dim=7 cannot be split into pairs"),
         ({"sliding_window": 4}, r"sliding_window=4 is no setting of llama that is understood"),
         ({"residual_multiplier": 0.2}, r"residual_multiplier=0\.2 is no setting of llama"),
         ({"is_causal": False}, r"is_causal=false is not supported"),

@@ -84,6 +84,8 @@ def _check_activation(kind: str, f: Fields, file: str) -> None:
 def _layers(kind: str, f: Fields, file: str) -> list[LayerSpec]:
     """One spec a layer."""
     types = layer_types(kind, f, file)
+    if kind == "gemma4_text":
+        _check_gemma4(f, types, file)
     window = f.get("sliding_window")
     encodings = {
         t: encoding(
@@ -147,8 +149,11 @@ def _smollm3_layers(specs: list[LayerSpec], f: Fields, file: str) -> list[LayerS
     interval = f["no_rope_layer_interval"]
     turned = f.get("no_rope_layers")
     turned = [(i + 1) % interval for i in range(len(specs))] if turned is None else turned
-    if len(turned) < len(specs):
-        raise UserError(f"{file}: no_rope_layers has {len(turned)} numbers for {len(specs)} layers")
+    if len(turned) < len(specs) or not all(isinstance(turns, int) for turns in turned):
+        raise UserError(
+            f"{file}: no_rope_layers={turned!r:.60} must have a 0 or 1 for each of {len(specs)}"
+            " layers"
+        )
     return [
         spec if turns else dataclasses.replace(spec, rotary=nope())
         for spec, turns in zip(specs, turned, strict=False)
@@ -156,6 +161,28 @@ def _smollm3_layers(specs: list[LayerSpec], f: Fields, file: str) -> list[LayerS
 
 
 # --- Gemma 4 ----------------------------------------------------------------------------------
+
+
+def _check_gemma4(f: Fields, types: list[str], file: str) -> None:
+    """Refuses layers of other shapes than numbers, and shared keys that no layer makes."""
+    by_layer = f.get("per_layer_config") or {}
+    for key, layer in by_layer.items():
+        sizes = layer.values() if isinstance(layer, dict) else [None]
+        if not str(key).isdecimal() or not all(type(n) is int and n > 0 for n in sizes):
+            raise UserError(
+                f"{file}: per_layer_config has {key!r}: {layer!r:.60}, not the number of a layer"
+                " with its head_dim and num_key_value_heads"
+            )
+        if unknown := layer.keys() - {"head_dim", "num_key_value_heads"}:
+            raise UserError(
+                f"{file}: per_layer_config has {sorted(unknown)}, which is not supported"
+            )
+    shared = f["num_kv_shared_layers"]
+    if shared and not set(types) <= set(types[: max(0, len(types) - shared)]):
+        raise UserError(
+            f"{file}: num_kv_shared_layers={shared} of {len(types)} leaves no layer of its own for"
+            " every type of layer to take keys from"
+        )
 
 
 def _gemma4_layers(specs: list[LayerSpec], types: list[str], f: Fields) -> list[LayerSpec]:

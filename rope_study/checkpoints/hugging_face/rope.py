@@ -112,15 +112,17 @@ def encoding(
     """
     kind = parameters["rope_type"]
     if not isinstance(kind, str) or kind not in ROPE_TYPES:
+        hint = nearest(kind, ROPE_TYPES) if isinstance(kind, str) else ""
         raise UserError(
-            f"{file}: rope type {kind!r} is not supported.{nearest(str(kind), ROPE_TYPES)}"
-            f" Supported: {', '.join(ROPE_TYPES)}"
+            f"{file}: rope type {kind!r} is not supported.{hint} Supported: {', '.join(ROPE_TYPES)}"
         )
     make, takes = ROPE_TYPES[kind]
     p = {key: value for key, value in parameters.items() if value is not None}
     _check_parameters(kind, p, takes.split(), file)
     try:
-        return make(p, fields["max_position_embeddings"], head_dim)
+        made = make(p, fields["max_position_embeddings"], head_dim)
+        made.inverse_frequencies(head_dim)  # LongRoPE's factors may be another head's
+        return made
     except KeyError as error:
         raise UserError(f"{file}: rope type {kind!r} lacks the parameter {error}") from None
     except UserError as error:
