@@ -602,6 +602,21 @@ def test_an_export_carries_its_tokenizer(tmp_path):
         checkpoints.export(Decoder(config), {}, tmp_path / "no", tokenizer=data.ByteTokenizer())
 
 
+def test_parameters_of_another_decoder_are_not_exported(tmp_path):
+    params = make(LLAMA)
+    for wrong, message in [
+        (
+            params | {"final_norm": params["final_norm"][:3]},
+            r"\['final_norm'\] is \(3,\) and",
+        ),
+        ({k: v for k, v in params.items() if k != "unembedding"}, r"\['unembedding'\] is missing"),
+        (params | {"more": params["final_norm"]}, r"\['more'\] is \(32,\) .* not there"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            checkpoints.export(Decoder(LLAMA), wrong, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"not empty; nothing was written"):

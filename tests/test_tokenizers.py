@@ -185,6 +185,12 @@ def test_text_that_is_not_unicode_is_one_line(tokenizer, text):
         assert "\n" not in str(caught.value) and caught.value.argument == "text"
 
 
+@pytest.mark.parametrize("text", [b"bytes", 5, None])
+def test_what_is_no_text_is_one_line(tokenizer, text):
+    with pytest.raises(UserError, match=r"the text, .*, is of type \w+, no string"):
+        tokenizer.encode_batch(["a", text])
+
+
 def test_bytes_exported_are_the_same_tokens(tmp_path):
     """As a tokenizer.json, which Transformers reads too."""
     tokenizer = data.ByteTokenizer()
@@ -329,6 +335,7 @@ LLAMA = {"model_type": "llama", "bos_token_id": 1}
         (False, {"bos_token": {"content": "<s>"}, "add_bos_token": True}, None, 1),
         (True, {"bos_token": "<a>", "add_bos_token": False}, LLAMA, None),
         (False, {"bos_token": "<s>", "add_bos_token": False}, LLAMA, None),  # Yi
+        (True, {"bos_token": None, "add_bos_token": True}, LLAMA, 0),
         # else what the file itself puts in front,
         (True, {"bos_token": "<a>"}, LLAMA, 0),
         (True, None, LLAMA, 0),
@@ -436,6 +443,7 @@ def test_gemma_always_has_bos(tmp_path):
         ),
         (SETTINGS_FILE, {"bos_token": {"a": 1}}, r"bos_token={'a': 1} of .* is not in the voc"),
         (SETTINGS_FILE, {"bos_token": 7}, r"bos_token=7 of .* is not in the voc"),
+        (SETTINGS_FILE, {"add_bos_token": "no"}, "add_bos_token='no' of .* must be true or false"),
         (SETTINGS_FILE, ["bos_token"], "tokenizer_config.json must be a JSON object"),
         ("config.json", ["model_type"], "config.json must be a JSON object"),
     ],
@@ -639,6 +647,7 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
     for spec, message in [
         ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
         (None, "unknown tokenizer None"),
+        ("", "unknown tokenizer ''"),
         (str(tmp_path / "none.model"), "none.model' is not a file"),
         (str(tmp_path / "none.json"), "none.json' is not a file"),
         (str(tmp_path / "none.bin"), "none.bin' is not a file"),

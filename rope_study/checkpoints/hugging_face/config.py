@@ -174,9 +174,7 @@ def _check_gemma4(f: Fields, types: list[str], file: str) -> None:
                 " with its head_dim and num_key_value_heads"
             )
         if unknown := layer.keys() - {"head_dim", "num_key_value_heads"}:
-            raise UserError(
-                f"{file}: per_layer_config has {sorted(unknown)}, which is not supported"
-            )
+            raise UserError(f"{file}: {sorted(unknown)} in per_layer_config is not supported")
     shared = f["num_kv_shared_layers"]
     if shared and not set(types) <= set(types[: max(0, len(types) - shared)]):
         raise UserError(

@@ -23,6 +23,7 @@ from rope_study.checkpoints.hugging_face.families import FAMILIES
 from rope_study.checkpoints.hugging_face.folder import open_checkpoint, spec_tables
 from rope_study.checkpoints.hugging_face.rope import FULL, SLIDING, parameters_of, whole
 from rope_study.checkpoints.hugging_face.tensor_files import INDEX_FILE, SINGLE_FILE
+from rope_study.checkpoints.runs import abstract_params
 from rope_study.checkpoints.weight_map import (
     ParameterPath,
     TensorSpec,
@@ -34,6 +35,7 @@ from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_vocabulary
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
+from rope_study.sharding import one_device
 
 CLASSES = {
     "gemma": "GemmaForCausalLM",
@@ -68,7 +70,7 @@ def export(
 
     Raises:
       UserError: an architecture that no supported family expresses, a folder with files in it, or
-        a tokenizer of another model.
+        parameters or a tokenizer of another model.
     """
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -77,6 +79,7 @@ def export(
     if tokenizer is not None:
         check_vocabulary(config, tokenizer)
         config = dataclasses.replace(config, bos=tokenizer.bos)
+    _check_params(config, params)
     fields = config_fields(config)
     dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)])
     weight_map = make_weight_map(config, *spec_tables(config, "model."))
@@ -88,6 +91,23 @@ def export(
         if tokenizer is not None:
             tokenizer.export(part)
         _compare(part, config, params)
+
+
+def _check_params(config: DecoderConfig, params: Mapping[str, Any]) -> None:
+    """Refuses parameters of another decoder, of which arrays would be missing or left out."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+    expected, given = shapes(abstract_params(Decoder(config, one_device()))), shapes(params)
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise UserError(
+                f"params{name} is {given.get(name, 'missing')} and the decoder's is"
+                f" {expected.get(name, 'not there')}: give the parameters of this decoder",
+                "params",
+            )
 
 
 def _compare(folder: Path, config: DecoderConfig, params: Mapping[str, Any]) -> None:

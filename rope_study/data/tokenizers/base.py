@@ -167,10 +167,14 @@ class FileTokenizer(Tokenizer):
 
 
 def check_unicode(text: str, place: str) -> None:
-    """Refuses lone surrogates, which no tokenizer can encode; `place` names the text in the error.
+    """Refuses what is no text, and lone surrogates; `place` names the text in the error.
 
-    Python makes them of bytes that are not UTF-8, as on a command line in another encoding.
+    Python makes those of bytes that are not UTF-8, as on a command line in another encoding.
     """
+    if not isinstance(text, str):
+        raise UserError(
+            f"{place}, {text!r:.60}, is of type {type(text).__name__}, no string", "text"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

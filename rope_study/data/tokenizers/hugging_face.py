@@ -90,10 +90,13 @@ class HuggingFaceTokenizer(FileTokenizer):
         model = read_object(model_file)
         named, bos = self._named_bos(), None
         asked = self._settings.get("add_bos_token")
-        if asked:
-            bos = named
-        elif asked is None:
-            bos = self._prepended()
+        if asked not in (None, True, False):
+            raise UserError(
+                f"add_bos_token={asked!r} of {self._file.with_name(SETTINGS_FILE)} must be true or"
+                " false"
+            )
+        if asked is not False:
+            bos = named if asked and named is not None else self._prepended()
             if bos is None and not self._settings and not model:
                 bos = self._well_known_bos()
         if bos is None:

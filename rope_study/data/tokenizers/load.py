@@ -38,7 +38,7 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     if spec == "bytes":
         return ByteTokenizer()
     path = Path(os.path.expanduser(str(spec)))
-    if path.is_dir():
+    if path.is_dir() and spec != "":
         if (richer := _richer(path)) is not None:
             return richer
         path = spec = _find_in(path)
