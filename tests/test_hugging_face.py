@@ -358,7 +358,11 @@ def test_proportional_counts_pairs_as_transformers():
             {"hidden_size": "32"},
             r"config\.json: hidden_size='32' must be a whole number",
         ),
-        ({"num_hidden_layers": 0}, r"config\.json: num_hidden_layers=0 must be a whole number"),
+        (
+            {"num_hidden_layers": 0},
+            r"config\.json: num_hidden_layers=0 must be a whole numb",
+        ),
+        ({"num_hidden_layers": 2**40}, r"num_hidden_layers=\d+ must be a whole number from 1 to"),
         ({"num_hidden_layers": None}, r"num_hidden_layers=null is no setting"),
         ({"rope_theta": "10000"}, r"config\.json: rope_theta='10000' must be a number above 0"),
         ({"rms_norm_eps": float("nan")}, r"rms_norm_eps=nan must be a number above 0"),

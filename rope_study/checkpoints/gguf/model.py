@@ -6,6 +6,7 @@ of llama.cpp: docs/gguf.md of ggml, and gguf.constants of the package.
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from typing import Any
@@ -191,10 +192,17 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
     _refuse_unknown(file, name)
     if EMBEDDING not in file.tensors:
         raise UserError(f"{file.file}: tensor {EMBEDDING!r} is missing")
-    heads = setting("attention.head_count", ...)
+    heads, rows = setting("attention.head_count", ...), int(file.tensors[EMBEDDING].shape[-1])
+    if not heads:
+        raise UserError(f"{file.file}: {name}.attention.head_count=0 must be at least 1")
+    if setting("vocab_size", rows) != rows:
+        raise UserError(
+            f"{file.file}: {name}.vocab_size={setting('vocab_size')}, and tensor {EMBEDDING!r} has"
+            f" {rows} rows"
+        )
     fields = {
         "model_type": architecture.family,
-        "vocab_size": int(file.tensors[EMBEDDING].shape[-1]),
+        "vocab_size": rows,
         "hidden_size": setting("embedding_length", ...),
         "intermediate_size": setting("feed_forward_length", ...),
         "num_hidden_layers": setting("block_count", ...),
@@ -228,7 +236,8 @@ def _refuse_unknown(file: GGUFFile, name: str) -> None:
         setting = key.removeprefix(f"{name}.")
         if setting == key or setting in understood or setting.startswith("rope.scaling."):
             continue
-        if value := file.value(key):
+        value = file.value(key)
+        if value != (setting == "attention.causal"):  # what is off changes nothing
             raise UserError(
                 f"{file.file}: {key}={value!r:.60} is no setting of {name!r} that is understood"
             )
@@ -273,7 +282,7 @@ def _gemma_fields(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str
         if (cap := setting(key)) is not None:  # llama.cpp too has the family's where none is said
             gemma_fields[key] = cap or None
     if scale:
-        gemma_fields["query_pre_attn_scalar"] = scale**-2
+        gemma_fields["query_pre_attn_scalar"] = math.copysign(scale**-2, scale)
     if name == "gemma3":
         gemma_fields["rope_local_base_freq"] = setting("rope.freq_base_swa", 10_000.0)
         pattern = file.value(f"{name}.attention.sliding_window_pattern", 6)
@@ -292,14 +301,14 @@ def _rope_scaling(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str
         key.removeprefix(prefix): file.value(key) for key in file.keys if key.startswith(prefix)
     }
     given.pop("finetuned", None)
-    kind = given.pop("type", "none")
+    kind = given.pop("type", "linear" if "factor" in given else "none")  # as in llama.cpp
     if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, fields, given.get("original_context_length", 8192))
     if kind == "none":
         return None
     names = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
     names |= {"attn_factor": "attention_factor"}
-    if kind not in ("linear", "yarn") or not given.keys() <= names.keys():
+    if kind not in ("linear", "yarn") or not {"factor"} <= given.keys() <= names.keys():
         raise UserError(f"{file.file}: {prefix}type={kind!r} with {given} is not supported")
     return {"rope_type": kind} | {names[key]: value for key, value in given.items()}
 

@@ -179,16 +179,21 @@ def _is_of_type(key: str, value: Any) -> bool:
         return isinstance(value, bool)
     if key in SIZES | COUNTS:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and value >= (1 if key in SIZES else 0)
+        return whole and (1 if key in SIZES else 0) <= value <= _largest(key)
     if key in NUMBERS:
         return is_number(value) and value > 0
     types = {TEXTS: str, LISTS: list, OBJECTS: dict}
     return all(isinstance(value, expected) for keys, expected in types.items() if key in keys)
 
 
+def _largest(key: str) -> int:
+    """Far above every model; a list is made of the layers before any tensor is looked at."""
+    return 10_000 if key == "num_hidden_layers" else 2**31
+
+
 def _expected(key: str) -> str:
     if key in SIZES | COUNTS:
-        return f"a whole number, at least {1 if key in SIZES else 0}"
+        return f"a whole number from {1 if key in SIZES else 0} to {_largest(key):,}"
     words = {NUMBERS: "a number above 0", FLAGS: "true or false", TEXTS: "a text"}
     words |= {LISTS: "a list", OBJECTS: "an object, {...}"}
     return next(word for keys, word in words.items() if key in keys)
