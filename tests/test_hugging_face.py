@@ -211,6 +211,13 @@ def test_null_is_a_setting():
         read("gemma2", sliding_window=None)
 
 
+def test_text_stays_causal_beside_images():
+    """Gemma 4 31B: images read themselves both ways."""
+    assert read("gemma4_text", use_bidirectional_attention="vision") == read("gemma4_text")
+    with pytest.raises(UserError, match=r"use_bidirectional_attention='all' is not supported"):
+        read("gemma4_text", use_bidirectional_attention="all")
+
+
 def test_types_of_layers_in_a_mistral_file():
     """As Transformers, which then makes a Ministral of it."""
     types = ["full_attention", "sliding_attention"] * 4

@@ -78,6 +78,7 @@ HARMLESS = frozenset(
     " _sliding_window_pattern boi_token_id eoi_token_id image_token_id".split()
 )
 
+OF_IMAGES = ("use_bidirectional_attention", "vision")  # Gemma 4; text stays causal
 
 # --- a file -----------------------------------------------------------------------------------
 
@@ -125,9 +126,10 @@ def _text_part(kind: str, outer: Fields, file: Path) -> tuple[str, dict[str, Any
             f"{file}: text_config.model_type={fields['model_type']!r} is not supported with"
             f" model_type={outer['model_type']!r}: it must be {kind!r}"
         )
-    quantised = {key: outer[key] for key in ("quantization_config", "quantization") if key in outer}
+    keys = [key for key in ("quantization_config", "quantization") if outer.get(key)]
+    quantised = {key: outer[key] for key in keys}
     tied = outer.get("tie_word_embeddings", True) or False  # null is false there
-    return kind, {**quantised, **fields, "tie_word_embeddings": tied}
+    return kind, {**fields, **quantised, "tie_word_embeddings": tied}
 
 
 # --- checks -----------------------------------------------------------------------------------
@@ -142,11 +144,13 @@ def complete(kind: str, fields: Fields, file: str) -> dict[str, Any]:
     family = FAMILIES[kind]
     understood = COMMON | family.defaults.keys() | set(family.keys)
     for key, value in fields.items():
-        if value and key in REFUSED:
-            raise UserError(f"{file}: {key}={value!r:.60} is not supported ({REFUSED[key]})")
         if key in understood:
             _check(key, value, key not in family.defaults, file)
-        elif value and key not in HARMLESS:  # null, false and empty: a feature that is off
+        elif not value or key in HARMLESS or (key, value) == OF_IMAGES:
+            continue  # null, false and empty: a feature that is off
+        elif key in REFUSED:
+            raise UserError(f"{file}: {key}={value!r:.60} is not supported ({REFUSED[key]})")
+        else:
             raise UserError(
                 f"{file}: {key}={value!r:.60} is no setting of {kind} that is understood; if it"
                 " changes nothing that the model computes, remove it"
