@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_vocabulary
 from rope_study.errors import UserError, join, nearest
 from rope_study.training import settings
 
@@ -120,6 +120,7 @@ def define_model_flags() -> None:
     string = flags.DEFINE_string
     string("checkpoint", None, "Any path that checkpoints.load takes.")
     string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
+    string("tokenizer", None, "A tokenizer of another name or place than the checkpoint's.")
     string("dtype", None, "Of the parameters; as stored where not given.")
     string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
     flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest if not given.", 0)
@@ -135,10 +136,12 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     """The decoder, parameters and tokenizer that the flags of define_model_flags name."""
     check_model_flags()
     f = flags.FLAGS
+    tokenizer = checkpoints.load_tokenizer(f.checkpoint, f.tokenizer)
     decoder, params = checkpoints.load(
         f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh, step=f.step
     )
-    return decoder, params, checkpoints.load_tokenizer(f.checkpoint)
+    check_vocabulary(decoder.config, tokenizer)
+    return decoder, params, tokenizer
 
 
 @contextlib.contextmanager

@@ -310,6 +310,16 @@ def test_fope_heads_of_a_group_share_the_basis_of_their_key_head():
         encoding(random((1, 1, 3, HEAD_DIM)), positions)
 
 
+@pytest.mark.parametrize(
+    "name, p",
+    [("p_rope", 0.58), ("reversed_p_rope", 0.58), ("partial_rope", 0.58), ("p_rope", 0.29)],
+)
+def test_the_fraction_of_pairs_is_not_rounded_away(name, p):
+    """0.58 * 100 is 57.99999999999999 in floats."""
+    frequencies = parse(f"{name}({p})").inverse_frequencies(100)
+    assert np.count_nonzero(frequencies) == int(p * 50 + 1e-9) == {0.58: 29, 0.29: 14}[p]
+
+
 # --- learned frequencies ----------------------------------------------------------------------
 
 

@@ -28,6 +28,9 @@ LLAMA = dataclasses.replace(
 GEMMA3 = dataclasses.replace(
     variants.apply(TINY, "gemma3(window=8)")[1], post_norms=True, layers=8, bos=2
 )
+GEMMA2 = dataclasses.replace(
+    variants.apply(TINY, "gemma2(window=8)")[1], post_norms=True, final_cap=30.0, bos=2
+)
 CONFIGS = {"llama": LLAMA, "gemma": dataclasses.replace(TINY, bos=2), "gemma3": GEMMA3}
 
 
@@ -151,6 +154,26 @@ def test_local_layers_of_gemma3(pattern, windows, tmp_path):
     assert [spec.window for spec in loaded_config(path).layer_specs] == windows
 
 
+@pytest.mark.parametrize("rope_type, factor", [(None, 2.0), ("linear", 2.0), ("none", None)])
+def test_positions_that_are_divided(rope_type, factor, tmp_path):
+    """A factor alone is "linear", and beside "none" it is not read, as in llama.cpp."""
+    metadata = {
+        "rope.scaling.type": rope_type,
+        "rope.scaling.factor": 2.0,
+        "attention.causal": True,
+    }
+    path, _ = make(tmp_path, LLAMA, metadata=metadata)
+    assert getattr(loaded_config(path).pattern[0].rotary, "factor", None) == factor
+
+
+@pytest.mark.parametrize("said, expected", [(None, 50.0), (0.0, None), (20.0, 20.0)])
+def test_caps_of_gemma2(said, expected, tmp_path):
+    """The family's where the file says none, as in llama.cpp; 0 is none."""
+    path, _ = make(tmp_path, GEMMA2, metadata={"attn_logit_softcapping": said})
+    cap = loaded_config(path).pattern[0].score_function
+    assert (cap and cap.cap) == expected
+
+
 def test_the_largest_gemma3_scales_by_its_width(tmp_path):
     """62 layers is how llama.cpp too tells it."""
     path, _ = make(tmp_path, dataclasses.replace(GEMMA3, layers=62))
@@ -168,6 +191,15 @@ def test_the_largest_gemma3_scales_by_its_width(tmp_path):
         ({"block_count": None}, "has no llama.block_count"),
         ({"feed_forward_length": [64, 64]}, "one number is expected"),
         ({"logit_scale": 0.5}, "logit_scale=0.5"),
+        ({"attention.scale": 0.5}, r"llama\.attention\.scale=0\.5 is no setting of 'llama'"),
+        ({"attention.scale": -0.5}, r"attention\.scale=-0\.5 is no setting"),
+        ({"attention.causal": False}, r"attention\.causal=False is no setting of 'llama'"),
+        ({"attention.head_count": 0}, r"head_count=0 must be at least 1"),
+        ({"vocab_size": 95}, r"llama\.vocab_size=95, and tensor 'token_embd\.weight' has 96 rows"),
+        ({"rope.scaling.type": "yarn"}, r"type='yarn' with {} is not supported"),
+        ({"rope.scaling.factor": "2"}, r"factor='2' of rope type 'linear' must be a number"),
+        ({"block_count": 0}, "num_hidden_layers=0 must be a whole number"),
+        ({"rope.freq_base": -1.0}, r"rope_theta=-1\.0 must be a number above 0"),
     ],
 )
 def test_settings_that_the_decoder_lacks_are_refused(metadata, match, tmp_path):

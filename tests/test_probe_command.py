@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import tokenizers
 import xarray
 from commands import run_command
 from random_parameters import random_parameters
@@ -14,6 +15,8 @@ from rope_study import probe, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.data import Text, load_tokenizer
 from rope_study.decoder import Decoder, presets
+from rope_study.evaluate import main as evaluate
+from rope_study.generate import main as generate
 from rope_study.reports import model
 
 LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twice. "
@@ -172,6 +175,33 @@ def test_wrong_requests_are_one_line(case, run, tmp_path, capfd):
     assert len(lines) == 1
     assert re.search(message, lines[0])
     assert not out.exists()
+
+
+def test_a_tokenizer_is_named_beside_the_checkpoint(run, tmp_path, capfd):
+    """Of every command that reads a model; both sizes are said where it is another model's."""
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<s>": 0, "To": 1}, "<s>"))
+    other.save(str(tmp_path / "mine.json"))
+    asked = [f"--checkpoint={run}", f"--tokenizer={tmp_path / 'mine.json'}"]
+    for main, more in (
+        (probe.main, [f"--out={tmp_path / 'out'}"]),
+        (generate, ["--text=To be"]),
+        (evaluate, [f"--text={__file__}"]),
+    ):
+        assert run_command(main, *asked, *more) == 2
+        (line,) = error_lines(capfd)
+        assert re.search("mine.json' has 2 tokens and the model 384 rows .*; set --tokenizer", line)
+    assert not (tmp_path / "out").exists()
+    bytes_ = [f"--checkpoint={run}", "--tokenizer=bytes", "--tokens=1", "--text=To be"]
+    assert not run_command(generate, *bytes_)
+    assert capfd.readouterr().out.startswith("To be")
+    assert run_command(generate, *bytes_[:3], "--text=caf\udce9") == 2
+    (line,) = error_lines(capfd)
+    assert "is not valid Unicode: '\\udce9' at place 3" in line
+
+
+def error_lines(capfd):
+    """What a command printed that failed, without progress bars."""
+    return [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
 
 
 def test_a_folder_with_files_is_left_alone(run, tmp_path, capfd):

@@ -184,6 +184,7 @@ def test_the_home_folder_is_known(tmp_path, monkeypatch):
         ("a.jsonl", jsonl({"text": "x"}) + "\n{broken", "a.jsonl', line 3: .*JSONDecodeError"),
         ("b.jsonl", '{"inputs": "x"}', "b.jsonl', line 1: .*KeyError: 'text'"),
         ("c.jsonl", jsonl({"text": "x"}) + "[1]", "c.jsonl', line 2: not of the form"),
+        ("n.jsonl", "[" * 100_000, "n.jsonl', line 1: not of the form"),
         ("d.jsonl", '{"text": 5}', "d.jsonl', line 1: not of the form"),
         ("e.jsonl", '{"text": "\\ud800"}', "e.jsonl', line 1: .*surrogates"),
         ("f.jsonl", jsonl({"text": "x"}, {"text": " \n"}), "f.jsonl', line 2: .*whitespace"),

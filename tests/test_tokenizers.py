@@ -41,7 +41,7 @@ def train_sentencepiece(path, **options):
     return str(path)
 
 
-def train_byte_level(path, special=("<|begin_of_text|>",)):
+def train_byte_level(path, special=("<|begin_of_text|>",), prepends=True):
     """As Llama 3's and Qwen's; it adds its first special token, cuts and pads if it is let."""
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,7 +51,7 @@ def train_byte_level(path, special=("<|begin_of_text|>",)):
         vocab_size=300, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     model.train_from_iterator(SENTENCES * 20, trainer)
-    if special:
+    if special and prepends:
         first = special[0]
         model.post_processor = processors.TemplateProcessing(
             single=f"{first} $A", special_tokens=[(first, model.token_to_id(first))]
@@ -175,6 +175,33 @@ def test_encode_batch_refuses(tokenizer):
     assert caught.value.argument == "length"
 
 
+@pytest.mark.parametrize("text", ["caf\udce9", "caf\udcc3\udca9", "\ud800"])
+def test_text_that_is_not_unicode_is_one_line(tokenizer, text):
+    for read in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(
+            UserError, match=r"the text is not valid Unicode: '\\ud\w+' at"
+        ) as caught:
+            read(text)
+        assert "\n" not in str(caught.value) and caught.value.argument == "text"
+
+
+@pytest.mark.parametrize("text", [b"bytes", 5, None])
+def test_what_is_no_text_is_one_line(tokenizer, text):
+    with pytest.raises(UserError, match=r"the text, .*, is of type \w+, no string"):
+        tokenizer.encode_batch(["a", text])
+
+
+def test_bytes_exported_are_the_same_tokens(tmp_path):
+    """As a tokenizer.json, which Transformers reads too."""
+    tokenizer = data.ByteTokenizer()
+    tokenizer.export(tmp_path)
+    exported = data.load_tokenizer(tmp_path)
+    assert (exported.bos, exported.vocab_size) == (256, 257)
+    for text in [*TEXTS, bytes(range(256)).decode("latin-1")]:
+        np.testing.assert_array_equal(exported.encode(text), tokenizer.encode(text))
+        assert exported.decode(tokenizer.encode(text)) == text
+
+
 def test_ids_outside_the_vocabulary(tokenizer):
     for ids in ([0, tokenizer.vocab_size], [-1]):
         for read in (tokenizer.decode, tokenizer.pieces):
@@ -202,7 +229,7 @@ def test_fingerprint_is_of_the_content_and_bos(models, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(Path(models["byte_level"]).read_bytes())
     assert data.load_tokenizer(path).fingerprint == kinds["byte_level"], "moved"
-    beside(path, SETTINGS_FILE, {"bos_token": None})
+    beside(path, SETTINGS_FILE, {"add_bos_token": False})
     without_bos = data.load_tokenizer(path).fingerprint
     train_byte_level(path, SPECIAL)
     other_content = data.load_tokenizer(path).fingerprint
@@ -297,23 +324,34 @@ def test_ids_that_are_in_use_up_to_the_last(tmp_path):
 SPECIAL = ("<a>", "<s>", "<|endoftext|>")  # ids 0, 1, 2
 
 
+LLAMA = {"model_type": "llama", "bos_token_id": 1}
+
+
 @pytest.mark.parametrize(
-    "special_tokens, model, bos",
+    "prepends, settings, model, bos",
     [
-        ({"bos_token": "<a>"}, {"bos_token_id": 2}, 0),
-        ({"bos_token": {"content": "<a>", "lstrip": False}}, None, 0),
-        ({"bos_token": None, "pad_token": "<a>"}, {"bos_token_id": 2, "model_type": "qwen3"}, None),
-        ({"pad_token": "<a>"}, {"bos_token_id": 2}, 2),
-        (None, {"bos_token_id": 0}, 0),
-        ({"pad_token": "<a>"}, {"bos_token_id": None}, 1),
-        (None, None, 1),
+        # What tokenizer_config.json asks for,
+        (False, {"bos_token": "<s>", "add_bos_token": True}, LLAMA, 1),
+        (False, {"bos_token": {"content": "<s>"}, "add_bos_token": True}, None, 1),
+        (True, {"bos_token": "<a>", "add_bos_token": False}, LLAMA, None),
+        (False, {"bos_token": "<s>", "add_bos_token": False}, LLAMA, None),  # Yi
+        (True, {"bos_token": None, "add_bos_token": True}, LLAMA, 0),
+        # else what the file itself puts in front,
+        (True, {"bos_token": "<a>"}, LLAMA, 0),
+        (True, None, LLAMA, 0),
+        (True, None, None, 0),
+        (False, {"bos_token": "<a>"}, LLAMA, None),  # SmolLM2
+        (False, {"bos_token": None}, {"model_type": "qwen3", "bos_token_id": 2}, None),
+        (False, None, LLAMA, None),
+        # and a file alone, to train with: a special token of a well-known name.
+        (False, None, None, 1),
     ],
 )
-def test_where_bos_comes_from(tmp_path, special_tokens, model, bos):
+def test_where_bos_comes_from(tmp_path, prepends, settings, model, bos):
     path = tmp_path / "tokenizer.json"
-    train_byte_level(path, SPECIAL)
-    if special_tokens is not None:
-        beside(path, SETTINGS_FILE, special_tokens)
+    train_byte_level(path, SPECIAL, prepends)
+    if settings is not None:
+        beside(path, SETTINGS_FILE, settings)
     if model is not None:
         beside(path, "config.json", model)
     tokenizer = data.load_tokenizer(path)
@@ -345,7 +383,7 @@ def test_a_well_known_name_must_be_special(tmp_path):
 )
 def test_a_model_without_bos(tmp_path, special_tokens, pad):
     path = tmp_path / "tokenizer.json"
-    train_byte_level(path, SPECIAL)
+    train_byte_level(path, SPECIAL, prepends=False)
     beside(path, SETTINGS_FILE, {"bos_token": None} | special_tokens)
     tokenizer = data.load_tokenizer(path)
     ids = tokenizer.encode("the cat sat").tolist()
@@ -360,7 +398,7 @@ def test_a_model_without_bos(tmp_path, special_tokens, pad):
 def test_training_needs_bos(tmp_path):
     path = tmp_path / "tokenizer.json"
     train_byte_level(path, SPECIAL)
-    beside(path, SETTINGS_FILE, {"bos_token": None})
+    beside(path, SETTINGS_FILE, {"add_bos_token": False})
     tokenizer = data.load_tokenizer(path)
     settings = data.DataSettings(
         path=str(tmp_path / "none, and not even looked for"),
@@ -405,9 +443,9 @@ def test_gemma_always_has_bos(tmp_path):
         ),
         (SETTINGS_FILE, {"bos_token": {"a": 1}}, r"bos_token={'a': 1} of .* is not in the voc"),
         (SETTINGS_FILE, {"bos_token": 7}, r"bos_token=7 of .* is not in the voc"),
+        (SETTINGS_FILE, {"add_bos_token": "no"}, "add_bos_token='no' of .* must be true or false"),
         (SETTINGS_FILE, ["bos_token"], "tokenizer_config.json must be a JSON object"),
-        ("config.json", {"bos_token_id": 9999}, "bos_token_id=9999 of .*config.json is not in "),
-        ("config.json", {"bos_token_id": [1, 2]}, r"bos_token_id=\[1, 2\] of .* is not in "),
+        ("config.json", ["model_type"], "config.json must be a JSON object"),
     ],
 )
 def test_files_beside_it_that_are_wrong(tmp_path, name, content, message):
@@ -522,8 +560,8 @@ def test_llama2c_files_that_are_none(models, tmp_path):
 
 def test_a_folder_is_searched_in_order(models, tmp_path):
     files = {
-        "tokenizer.model": ("sentencepiece", data.SentencePieceTokenizer),
         "tokenizer.json": ("gemma", data.HuggingFaceTokenizer),
+        "tokenizer.model": ("sentencepiece", data.SentencePieceTokenizer),
         "tok330.bin": ("llama2c", data.Llama2cTokenizer),
     }
     for name, (kind, _) in files.items():
@@ -540,6 +578,52 @@ def test_a_folder_is_searched_in_order(models, tmp_path):
     for name in ("tok1.bin", "tok2.bin"):
         (tmp_path / name).write_bytes(b"")
     refuse_tokenizer("holds tok1.bin, tok2.bin: name one", data.load_tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("added, expected", [(0, 0), (2, 2), (-30, 0)])
+def test_of_two_files_the_one_with_more_tokens_is_read(models, tmp_path, added, expected):
+    """Chat tokens are often in tokenizer.json only; it is read too where it has as many."""
+    model = Path(models["sentencepiece"])
+    (tmp_path / "tokenizer.model").write_bytes(model.read_bytes())
+    pieces = data.load_tokenizer(str(model)).vocab_size
+    tokenizer = tokenizers.Tokenizer.from_file(models["gemma"])
+    tokenizer.add_special_tokens([f"<extra_{i}>" for i in range(400)])
+    size = pieces + added
+    file = json.loads(tokenizer.to_str())
+    file["model"]["vocab"] = {k: i for k, i in file["model"]["vocab"].items() if i < size}
+    file["model"]["merges"] = []
+    file["added_tokens"] = [token for token in file["added_tokens"] if token["id"] < size]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(file))
+    loaded = data.load_tokenizer(tmp_path)
+    assert loaded.vocab_size == pieces + expected
+    assert isinstance(loaded, data.HuggingFaceTokenizer) == (added >= 0)
+    (tmp_path / "tokenizer.model").write_text("another format of that name")
+    assert isinstance(data.load_tokenizer(tmp_path), data.HuggingFaceTokenizer)
+
+
+def test_a_sentencepiece_model_that_was_trained_without_bos(models, tmp_path):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(Path(models["sentencepiece"]).read_bytes())
+    beside(path, SETTINGS_FILE, {"add_bos_token": False, "bos_token": "<s>"})
+    tokenizer = data.load_tokenizer(tmp_path)
+    assert tokenizer.bos is None
+    assert (
+        tokenizer.encode_batch(["the cat"])[0][0].tolist() == tokenizer.encode("the cat").tolist()
+    )
+    (tmp_path / "run").mkdir()
+    runs.write_model(tmp_path / "run", DECODER, tokenizer)
+    assert checkpoints.load_tokenizer(tmp_path / "run").bos is None
+
+
+def test_another_tokenizer_beside_a_checkpoint(models, tmp_path):
+    """By name where none is found, or another is wanted; a .bin model's own before others."""
+    (tmp_path / "model.bin").write_bytes(b"")
+    (tmp_path / "tokenizer.model").write_bytes(Path(models["sentencepiece"]).read_bytes())
+    (tmp_path / "tok330.bin").write_bytes(Path(models["llama2c"]).read_bytes())
+    load = lambda *args: type(checkpoints.load_tokenizer(tmp_path / "model.bin", *args))  # noqa: E731
+    assert load() is data.Llama2cTokenizer
+    assert load("bytes") is data.ByteTokenizer
+    assert load(models["byte_level"]) is data.HuggingFaceTokenizer
 
 
 def test_home_is_found_and_carried_along(models, tmp_path, monkeypatch):
@@ -563,6 +647,7 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
     for spec, message in [
         ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
         (None, "unknown tokenizer None"),
+        ("", "unknown tokenizer ''"),
         (str(tmp_path / "none.model"), "none.model' is not a file"),
         (str(tmp_path / "none.json"), "none.json' is not a file"),
         (str(tmp_path / "none.bin"), "none.bin' is not a file"),

@@ -45,12 +45,14 @@ def assemble(
       decoder: with a layout.
       weight_map: where every array is.
       reader: reads the arrays.
-      dtype: of the parameters; as stored where not given.
+      dtype: of the parameters; as stored where not given, and of a stack of layers the type that
+        holds those of all. Float64 becomes float32.
       label: names the progress bar.
 
     Raises:
-      UserError: an array is missing or has another shape, or an unknown dtype. Nothing is read
-        before all arrays are known to be there.
+      UserError: an array is missing, has another shape or no floating point type, an unknown
+        dtype, or one that cannot hold a value. Nothing is read before all arrays are known to be
+        there.
     """
     check_dtype(dtype)
     shapes = abstract_params(decoder)
@@ -73,7 +75,10 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def check_shapes(weight_map: WeightMap, shapes: dict, reader: Reader) -> None:
-    """Refuses a checkpoint that lacks an array or has one of another shape; reads no data."""
+    """Refuses a checkpoint that lacks an array or has one of another shape or of whole numbers.
+
+    Reads no data.
+    """
     names = set(reader.names)
     for path, specs in weight_map.items():
         shape = parameter_at(shapes, path).shape
@@ -89,6 +94,12 @@ def check_shapes(weight_map: WeightMap, shapes: dict, reader: Reader) -> None:
                 raise UserError(
                     f"{reader.where(spec.name)}: tensor {spec.name!r} has shape {stored}, and"
                     f" the configuration asks for {expected}"
+                )
+            if not jnp.issubdtype(reader.dtype(spec.name), jnp.floating):
+                raise UserError(
+                    f"{reader.where(spec.name)}: tensor {spec.name!r} is of type"
+                    f" {reader.dtype(spec.name)}, which weights are not: load a checkpoint that is"
+                    " not quantised"
                 )
 
 
@@ -111,14 +122,15 @@ def _read(
     bar: tqdm,
 ) -> Array:
     """One array of the parameters, on its devices."""
-    cast = jnp.dtype(dtype or reader.dtype(specs[0].name))
+    stored = functools.reduce(jnp.promote_types, [reader.dtype(spec.name) for spec in specs])
+    kind = jax.dtypes.canonicalize_dtype(dtype or stored)  # float64 is float32 here
     if len(target.shape) == len(specs[0].axes):
-        return _place(specs[0], target, reader, cast, bar)
+        return _place(specs[0], target, reader, kind, bar)
     layer = _without_first_axis(target)
-    stack = jnp.zeros(target.shape, cast, device=target.sharding)
+    stack = jnp.zeros(target.shape, kind, device=target.sharding)
     for i, spec in enumerate(specs):
         # Done before the next is read: dispatch is asynchronous and would run ahead of the copies.
-        stack = _set_layer(stack, _place(spec, layer, reader, cast, bar), i).block_until_ready()
+        stack = _set_layer(stack, _place(spec, layer, reader, kind, bar), i).block_until_ready()
     return stack
 
 
@@ -149,12 +161,27 @@ def _place(
         assert index is not None
         if str(index) not in pieces:
             piece = spec.read(reader, target.shape, index)
-            pieces[str(index)] = piece.astype(dtype, copy=False)
+            pieces[str(index)] = cast(piece, dtype, f"{reader.where(spec.name)}: {spec.name}")
         return pieces[str(index)]
 
     placed = jax.make_array_from_callback(target.shape, target.sharding, read)
     bar.update(_bytes(reader, spec))
     return placed.block_until_ready()  # so that the host can let go of the pieces
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The array as that type; UserError where a value lies beyond it, as 1e5 beyond float16."""
+    with np.errstate(over="ignore"):
+        narrowed = array.astype(dtype, copy=False)
+    if narrowed.dtype != array.dtype and not np.array_equal(
+        np.isfinite(narrowed), np.isfinite(array)
+    ):
+        raise UserError(
+            f"{name} has values up to {np.nanmax(np.abs(array)):.3g}, beyond {dtype}: give"
+            " dtype='float32'",
+            "dtype",
+        )
+    return narrowed
 
 
 def _shape(reader: Reader, spec: TensorSpec) -> tuple[int, ...]:

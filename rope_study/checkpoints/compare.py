@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rope_study import rotary
-from rope_study.decoder import Decoder, Probe
+from rope_study.decoder import Decoder, Probe, check_tokens
 from rope_study.errors import UserError, nearest
 from rope_study.files import explained
 from rope_study.sharding import to_host
@@ -79,12 +79,13 @@ def compare(
       tolerance: absolute.
 
     Raises:
-      UserError: no tokens, a name that the decoder does not have, or another shape.
+      UserError: no tokens, ids or a name that the decoder does not have, or another shape.
     """
     if isinstance(golden, str | os.PathLike):
         golden = _read(Path(golden).expanduser())
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
+    check_tokens(decoder.config, golden["tokens"], needs_bos=False)
     expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
     reference = Decoder(decoder.config.reference_f32())
     ours = activations(reference, params, jnp.asarray(golden["tokens"]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from rope_study import data, sharding
 from rope_study.checkpoints import gemma_orbax, gguf, hugging_face, llama2c, runs
 from rope_study.checkpoints.assemble import assemble, check_dtype, check_shapes, refuse_extra
+from rope_study.checkpoints.hugging_face.tensor_files import PICKLE_ENDINGS
 from rope_study.checkpoints.weight_map import OpenCheckpoint, WeightMap
 from rope_study.data.gguf_file import ENDING as GGUF_ENDING
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
@@ -44,30 +45,63 @@ def load(
       UserError: no checkpoint at that path, an unsupported or damaged one, or `rotary` needs arrays
         that it does not have. Nothing is made up: an array that is missing is an error.
     """
-    path = Path(path).expanduser()
+    path = _existing(path)
     check_dtype(dtype)
     if step is None and (checkpoint := _open(path, config)) is not None:
         return _load(checkpoint, rotary, dtype, mesh)
     return runs.load(path, rotary=rotary, step=step, mesh=mesh, dtype=dtype)
 
 
-def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
-    """The tokenizer of a checkpoint: a run's, or the one in a released checkpoint's folder."""
-    path = Path(path).expanduser()
+def load_tokenizer(
+    path: str | os.PathLike, tokenizer: str | os.PathLike | None = None
+) -> data.Tokenizer:
+    """The tokenizer of a checkpoint: a run's, or the one in a released checkpoint's folder.
+
+    Args:
+      path: of the checkpoint, as `load` takes it.
+      tokenizer: the path of one of another name or place, or "bytes"; see data.load_tokenizer.
+
+    Raises:
+      UserError: there is none, or several, or it is damaged.
+    """
+    if tokenizer is not None:
+        return data.load_tokenizer(tokenizer)
+    path = _existing(path)
     if (path / runs.MODEL_FILE).exists():
         return runs.load_tokenizer(path)
     if _is_gguf(path):
         return data.load_tokenizer(path)
     folder = path.parent if path.is_file() else path
+    if path.is_file() and len(files := sorted(folder.glob("tok*.bin"))) == 1:
+        return data.load_tokenizer(files[0])  # a llama2.c model's, whatever else lies there
     official = not (folder / "config.json").exists() and gemma_orbax.is_orbax(folder)
     if official and not list(folder.glob("tokenizer*")) and list(folder.parent.glob("*.model")):
         folder = folder.parent  # Kaggle's archives have it beside the folder of the arrays
     return data.load_tokenizer(folder)
 
 
+def _existing(path: str | os.PathLike) -> Path:
+    """~ expanded; UserError for what is no path, or leads nowhere."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise UserError(f"checkpoint {path!r} is no path: {RECOGNISED}", "checkpoint")
+    existing = Path(path).expanduser()
+    if not existing.exists():
+        raise UserError(
+            f"no run at {path}, nor any other checkpoint: it does not exist; {RECOGNISED}"
+            f"{_hub_hint(existing)}",
+            "checkpoint",
+        )
+    return existing
+
+
 def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
     """The checkpoint of another format, or None for a run of this project."""
     if path.is_file():
+        if path.suffix in PICKLE_ENDINGS and _is_pickle(path):
+            raise UserError(
+                f"{path} is a file of PyTorch, and pickle files are refused because loading one can"
+                " run any code it holds: convert it to safetensors where you trust it"
+            )
         if path.suffix == ".bin":
             return llama2c.open_checkpoint(path)
         if path.suffix == GGUF_ENDING:
@@ -83,9 +117,21 @@ def _open(path: Path, config: DecoderConfig | None) -> OpenCheckpoint | None:
         return None
     if gemma_orbax.is_orbax(path):
         return gemma_orbax.open_checkpoint(path, config)
-    if not path.exists():
-        return None
     raise UserError(f"no checkpoint in {path}: {RECOGNISED}")
+
+
+def _is_pickle(file: Path) -> bool:
+    """Of PyTorch: a zip archive, or a bare pickle of protocol 2 or later."""
+    with file.open("rb") as stream:
+        start = stream.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+
+
+def _hub_hint(path: Path) -> str:
+    """For the name of a model where its folder should be."""
+    if path.is_absolute() or len(path.parts) != 2 or Path(path.parts[0]).exists():
+        return ""
+    return "; nothing is downloaded here: fetch a model by its name first, and give its folder"
 
 
 def _is_gguf(path: Path) -> bool:

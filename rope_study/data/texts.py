@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rope_study.data import passages
 from rope_study.data.text_files import JSON_ENDINGS, ending, json_rows, read_text
+from rope_study.data.tokenizers.base import check_unicode
 from rope_study.errors import UserError, nearest
 
 ALLOWED = (
@@ -94,10 +95,7 @@ def _list_texts(items: Sequence[str]) -> Iterable[Text]:
         if not isinstance(item, str):
             raise UserError(f"texts[{i}]={_short(item)} is not a string")
         _refuse_blank(item, f"texts[{i}]")
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"texts[{i}] is not valid Unicode ({error})") from error
+        check_unicode(item, f"texts[{i}]")
         yield Text(item)
 
 

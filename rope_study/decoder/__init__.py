@@ -1,15 +1,16 @@
 """The Gemma-like decoder: arrays in, arrays out.
 
 Takes tokens, parameters and a DecoderConfig; gives logits, losses, text, and what probes measured.
-Norms, query scales, score functions and layer patterns are added to their registries.
+inputs.py checks what they are given. Norms, query scales, score functions and layer patterns are
+added to their registries.
 """
 
 from rope_study.decoder.config import DecoderConfig, LayerSpec
 from rope_study.decoder.decoder import (
     Decoder,
-    check_bos,
     fit_layout,
     parameter_count,
     parameter_tree,
 )
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe
+from rope_study.decoder.inputs import check_bos, check_ids, check_tokens, check_vocabulary

@@ -10,7 +10,8 @@ import numpy as np
 
 from rope_study import sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder.decoder import Decoder, check_bos
+from rope_study.decoder.decoder import Decoder
+from rope_study.decoder.inputs import check_tokens, check_vocabulary
 from rope_study.decoder.layer import KeyValues
 from rope_study.errors import UserError
 from rope_study.sharding import compiler
@@ -40,7 +41,12 @@ def generate(
 
     Returns:
       Prompts with their continuations, without BOS.
+
+    Raises:
+      UserError: as `generate_tokens`, a text that is not valid Unicode, or the tokenizer of
+        another model.
     """
+    check_vocabulary(decoder.config, tokenizer)
     prompts, weights = tokenizer.encode_batch(texts)
     lengths = weights.sum(axis=1).astype(int)
     rows = generate_tokens(
@@ -72,24 +78,27 @@ def generate_tokens(
       B arrays int[lengths[b] + tokens].
 
     Raises:
-      UserError: no prompt token to begin with, tokens below 1, a negative temperature, or a model
-        that needs BOS and did not get it.
+      UserError: no prompt token to begin with, lengths that are not the prompts', an id that the
+        model does not have, tokens below 1, a negative temperature, or a model that needs BOS and
+        did not get it.
     """
-    prompts = np.asarray(prompts, np.int32)
+    prompts = np.asarray(prompts)
+    check_tokens(decoder.config, prompts)
     B, T = prompts.shape
     lengths = np.full(B, T) if lengths is None else np.asarray(lengths)
     if tokens < 1:
         raise UserError(f"tokens={tokens} must be at least 1")
     if not temperature >= 0:
         raise UserError(f"temperature={temperature} must be at least 0; 0 takes the likeliest")
+    if not B or lengths.shape != (B,) or lengths.max() > T:
+        raise UserError(f"lengths={lengths} are not those of prompts {prompts.shape}", "lengths")
     if not lengths.min() > 0:
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
-    check_bos(decoder.config, prompts)
     rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
     decoder = _cached(decoder)
     options = compiler.lean_options(params, decoder.layout or sharding.one_device())
     generated = _jitted(tuple(options.items()))(
-        decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
+        decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows], jnp.int32),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),
     )  # fmt: skip
     rows_out = np.asarray(generated)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_tokens
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
@@ -79,8 +79,9 @@ def measure(
             f" {PLAIN!r}; got {list(interventions)}",
             "interventions",
         )
-    edits = {PLAIN: changes(decoder.config, ())}
-    edits |= {name: changes(decoder.config, chain) for name, chain in interventions.items()}
+    config = datasets.with_trained_frequencies(decoder.config, params)
+    edits = {PLAIN: changes(config, ())}
+    edits |= {name: changes(config, chain) for name, chain in interventions.items()}
     texts = _checked(decoder, batches)
     probed, layout = in_f32(decoder)
     repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)
@@ -139,6 +140,12 @@ def repeated_sequences(
     bos = starts if len(starts) == 1 else starts[:0]
     ids = np.unique(np.concatenate([tokens[weights > 0] for tokens, weights in batches]))
     ids = np.setdiff1d(ids, bos)
+    if not len(ids):
+        raise UserError(
+            f"copies={copies}: the texts have no token but their first, {bos}, to make repeated"
+            " sequences of; give other texts, or copies=0",
+            "copies",
+        )
     drawn = np.random.default_rng(seed).choice(ids, (copies, length))
     tokens = np.concatenate([np.tile(bos, (copies, 1)), drawn, drawn], axis=1).astype(np.int32)
     return tokens, np.ones(tokens.shape, np.float32)
@@ -149,7 +156,7 @@ def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
     if not checked:
         raise UserError("measure: no batches were given", "batches")
     for tokens, weights in checked:
-        check_bos(decoder.config, tokens)
+        check_tokens(decoder.config, tokens, weights)
         if not weights[:, 1:].any():
             raise UserError(
                 "measure: a batch has no text of two tokens or more: nothing to predict", "batches"

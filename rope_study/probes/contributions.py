@@ -60,7 +60,7 @@ def contributions(
     ids = check_tokens(decoder, tokens)
     query, key = check_index(query, len(ids), "query"), check_index(key, len(ids), "key")
     labels = token_labels(pieces, len(ids))
-    source = _source(decoder, layer, head)
+    source = _source(decoder, params, layer, head)
     if key > query:
         raise UserError(f"key={key} comes after query={query}, which cannot read it", "key")
     layers = read_activations(decoder, params, ids[None], _read_places, query, key)
@@ -101,7 +101,7 @@ def contribution_map(
     """
     ids = check_tokens(decoder, tokens)
     coordinates = query_and_key_coordinates(len(ids), pieces)
-    source = _source(decoder, layer, head)
+    source = _source(decoder, params, layer, head)
     layers = read_activations(decoder, params, ids[None], _read_head, source.head, source.kv_head)
     (q1, q2), (k1, k2) = (rotary.pairs(layers[source.layer][name][0]) for name in ("q", "k"))
     contribution = q1[:, None] * k1 + q2[:, None] * k2  # [T, T, H/2]
@@ -126,11 +126,11 @@ class _Source:
     attributes: dict[str, Any]
 
 
-def _source(decoder: Decoder, layer: int, head: int) -> _Source:
+def _source(decoder: Decoder, params: dict, layer: int, head: int) -> _Source:
     config = decoder.config
     layer = check_index(layer, config.layers, "layer")
     head = check_index(head, config.heads, "head")
-    spec = config.layer_specs[layer]
+    spec = datasets.with_trained_frequencies(config, params).layer_specs[layer]
     shapes = config.of_layer(spec)
     frequencies = datasets.inverse_frequencies(spec.rotary, shapes.head_dim)
     return _Source(

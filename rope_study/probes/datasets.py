@@ -1,5 +1,9 @@
 """The axes that the datasets of probes share: layers, heads, rotary pairs; and their units."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import xarray
 
@@ -55,8 +59,24 @@ def frequency_coordinates(config: DecoderConfig, context: int) -> dict[str, tupl
     }
 
 
+def with_trained_frequencies(config: DecoderConfig, params: Mapping[str, Any]) -> DecoderConfig:
+    """The same decoder to read frequencies from: those that were learned as they are in params."""
+
+    def pinned(encoding: rotary.Rotary) -> rotary.Rotary:
+        learned = isinstance(encoding, rotary.LearnedRope)
+        return encoding.pinned(params["shared"]) if learned else encoding
+
+    pattern = tuple(
+        dataclasses.replace(spec, rotary=pinned(spec.rotary)) for spec in config.pattern
+    )
+    return dataclasses.replace(config, pattern=pattern)
+
+
 def inverse_frequencies(encoding: rotary.Rotary, head_dim: int) -> np.ndarray:
-    """float64[H/2]; NaN where they are not known: a function of the user's own, or learned ones."""
+    """float64[H/2]; NaN where they are not known: a function of the user's own, or of arrays.
+
+    See `with_trained_frequencies` for learned ones.
+    """
     if isinstance(encoding, rotary.Encoding) and not encoding.trained:
         return encoding.inverse_frequencies(head_dim)
     return np.full(head_dim // 2, np.nan)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_ids
 from rope_study.decoder.hooks import HOOK_POINTS
 from rope_study.errors import UserError
 from rope_study.probes.run import in_f32
@@ -74,11 +74,7 @@ def check_tokens(
         )
     if len(ids) < least:
         raise UserError(f"the text has {len(ids)} token(s), and {least} are needed", "tokens")
-    vocab = decoder.config.vocab_size
-    if ids.min() < 0 or ids.max() >= vocab:
-        raise UserError(
-            f"the text has ids from {ids.min()} to {ids.max()}, not 0..{vocab - 1}", "tokens"
-        )
+    check_ids(decoder.config, ids)
     check_bos(decoder.config, ids[None])
     return ids.astype(np.int32)
 

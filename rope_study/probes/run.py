@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, variants
+from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_tokens, variants
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
+from rope_study.probes import datasets
 from rope_study.sharding import Layout, compiler, one_device
 
 Array = jax.Array
@@ -42,14 +43,15 @@ def run(
       {probe.name: Dataset}.
 
     Raises:
-      UserError: what is no probe, no batches, or texts without BOS for a model that needs it.
+      UserError: what is no probe, no batches or only padding, or texts that decoder.inputs
+        refuses: ids that the model does not have, padding on the left, no BOS where it needs it.
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
     config = decoder.config.reference_f32()
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
-        check_bos(config, tokens)
+        check_tokens(config, tokens, weights)
         tokens, weights = fill_rows(layout, tokens, weights)
         sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
@@ -59,9 +61,12 @@ def run(
         context = max(context, tokens.shape[1])
     if totals is None:
         raise UserError("nothing to probe: no batches were given")
+    if not count:
+        raise UserError("nothing to probe: all weights are 0", "weights")
     source = {"model": describe(config), "text": text, "tokens": count, "context": context}
+    read_from = datasets.with_trained_frequencies(config, params)
     return {
-        probe.name: finalize(totals[probe.name], context, config).assign_attrs(source)
+        probe.name: finalize(totals[probe.name], context, read_from).assign_attrs(source)
         for probe, finalize in zip(probes, finalizers, strict=True)
     }
 

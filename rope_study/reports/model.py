@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_vocabulary
 from rope_study.files import atomic
 from rope_study.probes import Probe
 from rope_study.reports import head_page
@@ -75,6 +75,7 @@ def probe(
         attention of every head.
       stopped: asked after every batch; once True, what was read until then is all that is.
     """
+    check_vocabulary(decoder.config, tokenizer)
 
     def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
         batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")

@@ -17,9 +17,9 @@ from rope_study.rotary.basic import (
     rope,
 )
 from rope_study.rotary.describe import Description, describe, p_star
-from rope_study.rotary.encoding import ENCODINGS, Encoding, Rotary, geometric
+from rope_study.rotary.encoding import ENCODINGS, Encoding, Rotary, geometric, turned_pairs
 from rope_study.rotary.fourier import Fope, fope
-from rope_study.rotary.learned import LearnedRope, learned_rope
+from rope_study.rotary.learned import LearnedRope, PinnedRope, learned_rope
 from rope_study.rotary.registry import check_named, check_traced, name_of, parse
 from rope_study.rotary.rotation import (
     LAYOUTS,

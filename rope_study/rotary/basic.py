@@ -12,6 +12,7 @@ from rope_study.rotary.encoding import (
     check_theta,
     geometric,
     squeezed,
+    turned_pairs,
 )
 from rope_study.rotary.rotation import pair_count
 
@@ -89,7 +90,7 @@ class PRope(Encoding):
 
     def inverse_frequencies(self, head_dim):
         """float64[head_dim / 2]."""
-        rotated = np.arange(pair_count(head_dim)) < int(self.p * head_dim // 2)
+        rotated = np.arange(pair_count(head_dim)) < turned_pairs(head_dim, self.p)
         return np.where(rotated, geometric(head_dim, self.theta) / (self.factor or 1.0), 0.0)
 
 
@@ -117,7 +118,7 @@ class ReversedPRope(Encoding):
 
     def inverse_frequencies(self, head_dim):
         """float64[head_dim / 2]."""
-        unrotated = pair_count(head_dim) - int(self.p * head_dim // 2)
+        unrotated = pair_count(head_dim) - turned_pairs(head_dim, self.p)
         pairs = np.arange(pair_count(head_dim))
         return np.where(pairs < unrotated, 0.0, geometric(head_dim, self.theta))
 

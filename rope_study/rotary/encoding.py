@@ -59,9 +59,14 @@ def geometric(d: int, theta: float) -> np.ndarray:
     return theta ** (-np.arange(pair_count(d), dtype=np.float64) * 2 / d)
 
 
+def turned_pairs(d: int, p: float) -> int:
+    """How many pairs the fraction p of d dimensions is; 0.58 of 100 are 29, whatever the floats."""
+    return int(round(p * d / 2, 9))
+
+
 def squeezed(d: int, p: float, frequencies: Callable[[int], np.ndarray]) -> np.ndarray:
     """float64[d / 2]: the frequencies of a head of p d dimensions, then zeros."""
-    rotated = int(p * d // 2)
+    rotated = turned_pairs(d, p)
     head = frequencies(2 * rotated) if rotated else np.zeros(0)
     return np.concatenate([head, np.zeros(pair_count(d) - rotated)])
 

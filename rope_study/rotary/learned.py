@@ -66,6 +66,22 @@ class LearnedRope(Encoding):
         scale = np.asarray(weights[LOG_SCALE], np.float64)
         return self.inverse_frequencies(2 * len(scale)) * np.exp(scale)
 
+    def pinned(self, weights: Mapping[str, Array]) -> "PinnedRope":
+        """The encoding that training arrived at, with frequencies that no longer change."""
+        return PinnedRope(tuple(self.learned_frequencies(weights).tolist()))
+
+
+@dataclasses.dataclass(frozen=True)
+class PinnedRope(Encoding):
+    """RoPE with frequencies given one by one, radians per token."""
+
+    kind = "pinned_rope"
+    frequencies: tuple[float, ...]
+
+    def inverse_frequencies(self, head_dim):
+        """float64[head_dim / 2]."""
+        return np.asarray(self.frequencies, np.float64)
+
 
 def traced_phases(positions: Array, frequencies: Array) -> Array:
     """Angles f32[..., T, H/2] up to whole turns, with gradients, for traced f32[H/2] frequencies.

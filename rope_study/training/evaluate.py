@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import scipy.stats
 
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_tokens
+from rope_study.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ def evaluate(
       decoder: with a layout, whose devices share each batch.
       params: its parameters.
       batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out.
+
+    Raises:
+      UserError: no windows, an id that the model does not have, or no BOS where it needs it.
     """
     layout = decoder.layout
     assert layout is not None
@@ -60,9 +64,12 @@ def evaluate(
 
     # Every host gets all losses.
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
-    losses = [
-        np.asarray(run(params, layout.place(windows)))[weights > 0] for windows, weights in batches
-    ]
+    losses = []
+    for windows, weights in batches:
+        check_tokens(decoder.config, windows)
+        losses.append(np.asarray(run(params, layout.place(windows)))[weights > 0])
+    if not sum(map(len, losses)):
+        raise UserError("nothing to evaluate: no windows were given, or all have weight 0")
     return Evaluation(np.concatenate(losses))
 
 

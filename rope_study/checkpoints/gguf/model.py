@@ -6,6 +6,7 @@ of llama.cpp: docs/gguf.md of ggml, and gguf.constants of the package.
 
 import dataclasses
 import functools
+import math
 import os
 import re
 from typing import Any
@@ -23,7 +24,7 @@ from rope_study.checkpoints.weight_map import (
 )
 from rope_study.data.gguf_file import GGUFFile
 from rope_study.decoder import DecoderConfig
-from rope_study.errors import UserError, nearest
+from rope_study.errors import UserError
 from rope_study.rotary import llama3_rope, rope
 
 
@@ -63,6 +64,23 @@ REFUSED = {
     "attention.clamp_kqv": "clamped activations",
     "attention.max_alibi_bias": "ALiBi",
 }
+
+# Keys behind the architecture's name that are read below, and such as change nothing.
+UNDERSTOOD = frozenset(
+    "embedding_length feed_forward_length block_count context_length vocab_size"
+    " attention.head_count attention.head_count_kv attention.key_length attention.value_length"
+    " attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count"
+    " tensor_data_layout".split()
+)
+UNDERSTOOD_OF = {
+    "llama": {"attention.sliding_window"},
+    "phi3": {"attention.sliding_window"},
+    "gemma2": {"attention.sliding_window", "attention.scale"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"},
+}
+UNDERSTOOD_OF["gemma3"] = UNDERSTOOD_OF["gemma2"] | {
+    "attention.sliding_window_pattern", "rope.freq_base_swa"
+}  # fmt: skip
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
 EMBEDDING, UNEMBEDDING, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
@@ -131,7 +149,7 @@ def _architecture(file: GGUFFile, name: str) -> Architecture:
     if name not in ARCHITECTURES or file.value("general.type", "model") != "model":
         raise UserError(
             f"{file.file}: architecture {name!r} ({file.value('general.type', 'model')}) is not"
-            f" supported.{nearest(str(name), ARCHITECTURES)} Supported: {', '.join(ARCHITECTURES)}"
+            f" supported. Supported: {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[name]
 
@@ -171,12 +189,20 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
     for key, what in REFUSED.items():
         if setting(key, 0):
             raise UserError(f"{file.file}: {name}.{key}={setting(key)} is not supported ({what})")
+    _refuse_unknown(file, name)
     if EMBEDDING not in file.tensors:
         raise UserError(f"{file.file}: tensor {EMBEDDING!r} is missing")
-    heads = setting("attention.head_count", ...)
+    heads, rows = setting("attention.head_count", ...), int(file.tensors[EMBEDDING].shape[-1])
+    if not heads:
+        raise UserError(f"{file.file}: {name}.attention.head_count=0 must be at least 1")
+    if setting("vocab_size", rows) != rows:
+        raise UserError(
+            f"{file.file}: {name}.vocab_size={setting('vocab_size')}, and tensor {EMBEDDING!r} has"
+            f" {rows} rows"
+        )
     fields = {
         "model_type": architecture.family,
-        "vocab_size": int(file.tensors[EMBEDDING].shape[-1]),
+        "vocab_size": rows,
         "hidden_size": setting("embedding_length", ...),
         "intermediate_size": setting("feed_forward_length", ...),
         "num_hidden_layers": setting("block_count", ...),
@@ -185,9 +211,11 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
         "max_position_embeddings": setting("context_length", ...),
         "rms_norm_eps": setting("attention.layer_norm_rms_epsilon", ...),
         "tie_word_embeddings": UNEMBEDDING not in file.tensors,
-        "bos_token_id": file.value("tokenizer.ggml.bos_token_id"),
         "rope_theta": setting("rope.freq_base", 10_000.0),
     }
+    bos = file.value("tokenizer.ggml.bos_token_id")
+    if bos is not None:
+        fields["bos_token_id"] = bos
     fields["head_dim"] = setting("attention.key_length", fields["hidden_size"] // heads)
     _check_dimensions(file, name, fields["head_dim"])
     if name.startswith("gemma"):
@@ -199,6 +227,20 @@ def config_fields(file: GGUFFile, name: str, architecture: Architecture) -> dict
         if window or architecture.family == "mistral":
             fields |= {"model_type": "mistral", "sliding_window": window or None}
     return fields | {"rope_scaling": _rope_scaling(file, name, fields)}
+
+
+def _refuse_unknown(file: GGUFFile, name: str) -> None:
+    """Refuses settings that may change the mathematics and are not read here."""
+    understood = UNDERSTOOD | UNDERSTOOD_OF.get(name, set())
+    for key in file.keys:
+        setting = key.removeprefix(f"{name}.")
+        if setting == key or setting in understood or setting.startswith("rope.scaling."):
+            continue
+        value = file.value(key)
+        if value != (setting == "attention.causal"):  # what is off changes nothing
+            raise UserError(
+                f"{file.file}: {key}={value!r:.60} is no setting of {name!r} that is understood"
+            )
 
 
 def _setting(file: GGUFFile, name: str, setting: str, default: Any = None) -> Any:
@@ -235,11 +277,12 @@ def _gemma_fields(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str
     gemma_fields = {
         "sliding_window": setting("attention.sliding_window", ...),
         "query_pre_attn_scalar": width if largest else fields["head_dim"],
-        "attn_logit_softcapping": setting("attn_logit_softcapping", 0.0),
-        "final_logit_softcapping": setting("final_logit_softcapping"),
     }
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := setting(key)) is not None:  # llama.cpp too has the family's where none is said
+            gemma_fields[key] = cap or None
     if scale:
-        gemma_fields["query_pre_attn_scalar"] = scale**-2
+        gemma_fields["query_pre_attn_scalar"] = math.copysign(scale**-2, scale)
     if name == "gemma3":
         gemma_fields["rope_local_base_freq"] = setting("rope.freq_base_swa", 10_000.0)
         pattern = file.value(f"{name}.attention.sliding_window_pattern", 6)
@@ -258,14 +301,14 @@ def _rope_scaling(file: GGUFFile, name: str, fields: dict[str, Any]) -> dict[str
         key.removeprefix(prefix): file.value(key) for key in file.keys if key.startswith(prefix)
     }
     given.pop("finetuned", None)
-    kind = given.pop("type", "none")
+    kind = given.pop("type", "linear" if "factor" in given else "none")  # as in llama.cpp
     if ROPE_FACTORS in file.tensors:
         return _llama3_scaling(file, fields, given.get("original_context_length", 8192))
     if kind == "none":
         return None
     names = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
     names |= {"attn_factor": "attention_factor"}
-    if kind not in ("linear", "yarn") or not given.keys() <= names.keys():
+    if kind not in ("linear", "yarn") or not {"factor"} <= given.keys() <= names.keys():
         raise UserError(f"{file.file}: {prefix}type={kind!r} with {given} is not supported")
     return {"rope_type": kind} | {names[key]: value for key, value in given.items()}
 

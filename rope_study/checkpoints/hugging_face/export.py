@@ -6,6 +6,7 @@ back is refused.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
 from rope_study import rotary
 from rope_study.checkpoints.hugging_face.config import decoder_config
 from rope_study.checkpoints.hugging_face.families import FAMILIES
-from rope_study.checkpoints.hugging_face.folder import spec_tables
+from rope_study.checkpoints.hugging_face.folder import open_checkpoint, spec_tables
 from rope_study.checkpoints.hugging_face.rope import FULL, SLIDING, parameters_of, whole
 from rope_study.checkpoints.hugging_face.tensor_files import INDEX_FILE, SINGLE_FILE
+from rope_study.checkpoints.runs import abstract_params
 from rope_study.checkpoints.weight_map import (
     ParameterPath,
     TensorSpec,
@@ -29,11 +32,12 @@ from rope_study.checkpoints.weight_map import (
     make_weight_map,
     parameter_at,
 )
-from rope_study.decoder import Decoder, DecoderConfig, LayerSpec
+from rope_study.data import Tokenizer
+from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_vocabulary
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_new_folder, write_atomically
-from rope_study.sharding import is_main_process, on_main, to_host
+from rope_study.sharding import is_main_process, on_main, one_device, to_host
 
 CLASSES = {
     "gemma": "GemmaForCausalLM",
@@ -52,27 +56,76 @@ def export(
     params: Mapping[str, Any],
     folder: str | os.PathLike,
     shard_bytes: int = 5 * 10**9,
+    *,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes a decoder as a Hugging Face folder that Transformers loads.
 
+    The folder is there only once all of it is written, and has been read back and compared.
+
     Args:
       decoder, params: as checkpoints.load gives them.
-      folder: a new one, or an empty one.
+      folder: a new one, or an empty one; ~ is expanded.
       shard_bytes: the largest file.
+      tokenizer: the model's, of checkpoints.load_tokenizer; written beside it, so that text can be
+        generated from the folder alone.
 
     Raises:
-      UserError: an architecture that no supported family expresses, or a folder with files in it.
+      UserError: an architecture that no supported family expresses, a folder with files in it, or
+        parameters or a tokenizer of another model.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     target = Path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
-    fields = config_fields(decoder.config)
-    weight_map = make_weight_map(decoder.config, *spec_tables(decoder.config, "model."))
-    dtype = str(jax.tree.leaves(params)[0].dtype)
+    config = decoder.config
+    if tokenizer is not None:
+        check_vocabulary(config, tokenizer)
+        config = dataclasses.replace(config, bos=tokenizer.bos)
+    _check_params(config, params)
+    fields = config_fields(config)
+    dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)])
+    weight_map = make_weight_map(config, *spec_tables(config, "model."))
     with atomic(target) if is_main_process() else contextlib.nullcontext(target) as part:
         if is_main_process():
             part.mkdir()
-            write_atomically(part / "config.json", _json(fields | {"dtype": dtype}))
+            # Transformers casts everything to the type that it finds here: the widest.
+            write_atomically(part / "config.json", _json(fields | {"dtype": str(dtype)}))
         _write_tensors(part, params, _shards(weight_map, params, shard_bytes))
+        if is_main_process():
+            if tokenizer is not None:
+                tokenizer.export(part)
+            _compare(part, config, params)
+
+
+def _check_params(config: DecoderConfig, params: Mapping[str, Any]) -> None:
+    """Refuses parameters of another decoder, of which arrays would be missing or left out."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+    expected, given = shapes(abstract_params(Decoder(config, one_device()))), shapes(params)
+    for name in sorted(expected.keys() | given.keys()):
+        if expected.get(name) != given.get(name):
+            raise UserError(
+                f"params{name} is {given.get(name, 'missing')} and the decoder's is"
+                f" {expected.get(name, 'not there')}: give the parameters of this decoder",
+                "params",
+            )
+
+
+def _compare(folder: Path, config: DecoderConfig, params: Mapping[str, Any]) -> None:
+    """Reads the folder back, a tensor at a time; UserError where it is not what was written."""
+    written = open_checkpoint(folder)
+    if _comparable(written.config) != _comparable(config):
+        raise UserError(f"{folder} does not describe the decoder that was exported")
+    for path, specs in written.weight_map(written.config).items():
+        for i, spec in enumerate(specs):
+            leaf = parameter_at(params, path)
+            expected = _array(params, path, i if leaf.ndim > len(spec.axes) else None)
+            whole_array = tuple(slice(0, size) for size in expected.shape)
+            read = spec.read(written.reader, expected.shape, whole_array)
+            if read.dtype != expected.dtype or read.tobytes() != expected.tobytes():
+                raise UserError(f"{folder}: tensor {spec.name!r} differs from what was exported")
 
 
 # --- tensors ----------------------------------------------------------------------------------
@@ -139,14 +192,21 @@ def config_fields(config: DecoderConfig) -> dict[str, Any]:
     Raises:
       UserError: no family expresses this decoder.
     """
+    reasons = []
     for kind in CLASSES:
         try:
             fields = _family_fields(kind, config)
             read_back = decoder_config(kind, fields)
-        except UserError:
+        except UserError as error:
+            reasons.append(str(error))
             continue
         if _comparable(read_back) == _comparable(config):
             return {"model_type": kind, "architectures": [CLASSES[kind]]} | fields
+    if len(reasons) == len(CLASSES) and len(set(reasons)) == 1:
+        raise UserError(
+            "no model of Transformers expresses this decoder, so it cannot be exported:"
+            f" {reasons[0]}"
+        )
     layers = "; ".join(dict.fromkeys(map(str, config.pattern)))
     raise UserError(
         f"no model of Transformers expresses this decoder, so it cannot be exported: tried"
@@ -169,7 +229,9 @@ def _comparable_layer(spec: LayerSpec, config: DecoderConfig) -> tuple:
     if not isinstance(encoding, rotary.Encoding) or not encoding.relative or encoding.trained:
         raise UserError(f"{rotary.name_of(encoding)} is not one vector of frequencies")
     frequencies = encoding.inverse_frequencies(shapes.head_dim)
-    rotation = tuple(np.round(frequencies, 15)), encoding.scaling
+    rotation: tuple = tuple(np.round(frequencies, 15)), encoding.scaling
+    if isinstance(encoding, rotary.DynamicNtkRope):
+        rotation = *rotation, encoding  # at other lengths it has others
     rest = dataclasses.replace(
         spec, rotary=rotary.nope(), query_scale=None, keys_from=None, head_dim=None,
         kv_heads=None, mlp_hidden=None,
@@ -242,13 +304,19 @@ def _score_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
 
 def _rope_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
     """For Gemma 3 and 4 by type of layer."""
+    first = config.layer_specs[0]
+    fields: dict[str, Any] = {}
+    for spec in config.layer_specs:
+        if isinstance(spec.rotary, rotary.DynamicNtkRope):  # it takes its trained length from there
+            fields["max_position_embeddings"] = whole(spec.rotary.context)
     if kind not in ("gemma3_text", "gemma4_text"):
-        return {"rope_parameters": parameters_of(config.layer_specs[0].rotary)}
+        return fields | {"rope_parameters": parameters_of(first.rotary, config.head_dim)}
     local_specs, global_specs = _by_window(config)
     by_type = {SLIDING: local_specs or global_specs, FULL: global_specs or local_specs}
-    return {
+    return fields | {
         "rope_parameters": {
-            layer_type: parameters_of(specs[0].rotary) for layer_type, specs in by_type.items()
+            layer_type: parameters_of(specs[0].rotary, config.of_layer(specs[0]).head_dim)
+            for layer_type, specs in by_type.items()
         }
     }
 

@@ -20,14 +20,18 @@ class Family:
       defaults: of Transformers' configuration class, for keys that released files leave out.
       layer: fields of LayerSpec that all of its layers have.
       bos: whether every text has to begin with BOS.
+      keys: of its files beyond those of all families and of `defaults` (fields.py).
     """
 
     decoder: dict[str, Any]
     defaults: dict[str, Any]
     layer: dict[str, Any] = dataclasses.field(default_factory=dict)
     bos: bool = False
+    keys: tuple[str, ...] = ()
 
 
+# For all layers at once; Gemma 3 and 4 have rope_parameters by type of layer.
+_ROPE = ("rope_theta", "rope_scaling", "original_max_position_embeddings", "partial_rotary_factor")
 _GEMMA = {
     "head_dim": 256, "rms_norm_eps": 1e-6, "bos_token_id": 2, "tie_word_embeddings": True,
 }  # fmt: skip
@@ -42,6 +46,7 @@ FAMILIES = {
         | {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16}
         | {"max_position_embeddings": 8192},
         bos=True,
+        keys=("hidden_activation", *_ROPE),
     ),
     "gemma2": Family(
         decoder={"post_norms": True},
@@ -51,6 +56,7 @@ FAMILIES = {
         | {"max_position_embeddings": 8192, "query_pre_attn_scalar": 256, "sliding_window": 4096}
         | {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0},
         bos=True,
+        keys=("hidden_activation", "sliding_window_size", *_ROPE),
     ),
     "gemma3_text": Family(
         decoder={"post_norms": True},
@@ -61,6 +67,15 @@ FAMILIES = {
         | {"sliding_window": 4096},
         layer={"qk_norm": QKNorm()},
         bos=True,
+        keys=(
+            "hidden_activation",
+            "final_logit_softcapping",
+            "attn_logit_softcapping",
+            "rope_theta",
+            "rope_local_base_freq",
+            "rope_scaling",
+            "sliding_window_pattern",
+        ),
     ),
     "gemma4_text": Family(
         decoder={"post_norms": True, "norm_offset": 0.0, "layer_scalar": True},
@@ -72,12 +87,19 @@ FAMILIES = {
         | {"attention_k_eq_v": False, "num_kv_shared_layers": 0, "use_double_wide_mlp": False},
         layer={"qk_norm": QKNorm(), "query_scale": LogitScale(1.0), "value_norm": True},
         bos=True,
+        keys=(
+            "hidden_activation",
+            "final_logit_softcapping",
+            "num_global_key_value_heads",
+            "per_layer_config",
+        ),
     ),
     "llama": Family(
         decoder=_NOT_GEMMA,
         defaults=_LLAMA
         | {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008}
         | {"num_hidden_layers": 32, "num_attention_heads": 32, "max_position_embeddings": 2048},
+        keys=_ROPE,
     ),
     "mistral": Family(
         decoder=_NOT_GEMMA,
@@ -85,6 +107,7 @@ FAMILIES = {
         | {"vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336}
         | {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
         | {"max_position_embeddings": 131_072, "sliding_window": 4096},
+        keys=_ROPE,
     ),
     "qwen3": Family(
         decoder=_NOT_GEMMA,
@@ -94,6 +117,7 @@ FAMILIES = {
         | {"head_dim": 128, "max_position_embeddings": 32_768, "sliding_window": 4096}
         | {"use_sliding_window": False, "max_window_layers": 28},
         layer={"qk_norm": QKNorm()},
+        keys=_ROPE,
     ),
     "smollm3": Family(
         decoder=_NOT_GEMMA,
@@ -102,6 +126,7 @@ FAMILIES = {
         | {"num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 4}
         | {"max_position_embeddings": 32_768, "tie_word_embeddings": True}
         | {"no_rope_layer_interval": 4, "use_sliding_window": False, "rope_theta": 2e6},
+        keys=("no_rope_layers", "sliding_window", "max_window_layers", *_ROPE),
     ),
 }
 
@@ -115,4 +140,7 @@ REFUSED = {
     "enable_moe_block": "mixture of experts",
     "use_bidirectional_attention": "attention to later tokens",
     "quantization_config": "quantised weights: load the unquantised checkpoint",
+    "quantization": "quantised weights of MLX: load the unquantised checkpoint",
+    "rope_interleaved": "neighbouring dimensions as rotary pairs",
+    "pruned_heads": "pruned heads",
 }

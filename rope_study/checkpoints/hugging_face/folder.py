@@ -6,7 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from rope_study.checkpoints.hugging_face import config as config_file
+import numpy as np
+
+from rope_study.checkpoints.hugging_face.config import decoder_config
+from rope_study.checkpoints.hugging_face.fields import read_fields
 from rope_study.checkpoints.hugging_face.tensor_files import TensorFiles
 from rope_study.checkpoints.weight_map import (
     OpenCheckpoint,
@@ -53,6 +56,16 @@ POST_NORMS = {
 }
 
 
+# Names of tensors that say what a folder is instead.
+FOREIGN = {
+    r"\.lora_[AB]\.": "a LoRA adapter: merge it into its model, and give that folder",
+    r"^(model\.)?tok_embeddings\.": "Mistral's or Meta's own format: give the folder that Hugging"
+    " Face's conversion writes",
+    r"\.scales$": "weights quantised by MLX: load the unquantised checkpoint",
+    r"\.qweight$": "weights quantised by GPTQ or AWQ: load the unquantised checkpoint",
+}
+
+
 def open_checkpoint(folder: str | os.PathLike) -> OpenCheckpoint:
     """The checkpoint in a folder; nothing is read but config.json, names and shapes.
 
@@ -60,26 +73,59 @@ def open_checkpoint(folder: str | os.PathLike) -> OpenCheckpoint:
       UserError: an unsupported model, or files that are missing, damaged or not safetensors.
     """
     folder = Path(folder).expanduser()
-    kind, fields, wrapped = config_file.read_fields(folder)
-    config = config_file.decoder_config(kind, fields, str(folder / "config.json"))
+    kind, fields, wrapped = read_fields(folder)
+    config = decoder_config(kind, fields, str(folder / "config.json"))
     files = TensorFiles(folder)
     prefix = _prefix(files, folder)
+    _check_tie(config, files, prefix + _EMBEDDING, folder)
     weight_map = functools.partial(_weight_map, prefix=prefix, files=files)
     return OpenCheckpoint(folder.name, config, weight_map, files, _ignored(config, prefix, wrapped))
 
 
 def _prefix(files: TensorFiles, folder: Path) -> str:
     """What comes before the text model's names, such as "model." or "model.language_model."."""
+    for mark, what in FOREIGN.items():
+        if foreign := next((name for name in files.names if re.search(mark, name)), None):
+            raise UserError(f"{folder}: tensor {foreign!r} is of {what}")
     tables = [name for name in files.names if re.search(rf"(^|\.){re.escape(_EMBEDDING)}$", name)]
     if len(tables) != 1:
-        raise UserError(f"{folder}: no tensor named ...{_EMBEDDING}, or several: {tables}")
+        here = f"several are named so: {', '.join(tables)}" if tables else "there is none"
+        raise UserError(
+            f"{folder}: one tensor named ...{_EMBEDDING} is needed, the embedding, and {here}"
+            f" ({len(files.names)} tensors, such as {next(iter(files.names), None)!r})"
+        )
     return tables[0].removesuffix(_EMBEDDING)
+
+
+def _check_tie(config: DecoderConfig, files: TensorFiles, embedding: str, folder: Path) -> None:
+    """Refuses an output table that is not the embedding where the configuration ties the two."""
+    heads = _output_tables(files) if config.tied else []
+    for head in heads:
+        if not _equal(files, head, embedding):
+            raise UserError(
+                f"{files.where(head)}: tensor {head!r} differs from {embedding!r}, and"
+                f" tie_word_embeddings of {folder / 'config.json'} is true, as when left out: set"
+                " it to false if the output table was trained apart, or remove the tensor"
+            )
+
+
+def _equal(files: TensorFiles, name: str, other: str, rows: int = 4096) -> bool:
+    """Whether two tensors have the same shape and values; a block of rows is read at a time."""
+    shape = files.shape(name)
+    if shape != files.shape(other):
+        return False
+    blocks = [slice(start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
+    return all(np.array_equal(files.read(name, (b,)), files.read(other, (b,))) for b in blocks)
+
+
+def _output_tables(files: TensorFiles) -> list[str]:
+    return [name for name in files.names if re.search(r"(^|\.)lm_head\.weight$", name)]
 
 
 def _weight_map(config: DecoderConfig, prefix: str, files: TensorFiles) -> WeightMap:
     """Where every array is in files of that prefix; the output table stands beside the model."""
     top, layer = spec_tables(config, prefix)
-    heads = [name for name in files.names if name.endswith("lm_head.weight")]
+    heads = _output_tables(files)
     if not config.tied and len(heads) == 1:
         top["unembedding"] = dataclasses.replace(TOP["unembedding"], name=heads[0])
     return make_weight_map(config, top, layer)
@@ -103,7 +149,7 @@ def _ignored(config: DecoderConfig, prefix: str, wrapped: bool) -> re.Pattern:
     """Tensors that are right to leave out."""
     patterns = [r"rotary_emb\.inv_freq$"]  # written by old versions, computed here
     if config.tied:
-        patterns.append(r"^(.*\.)?lm_head\.weight$")  # a second copy of the embedding
+        patterns.append(r"^(.*\.)?lm_head\.weight$")  # a second copy, by _check_tie
     # Layers that read another's keys have weights of their own in released files, unused.
     layer = rf"^{re.escape(prefix)}layers\."
     for i, spec in enumerate(config.layer_specs):

@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -37,13 +38,23 @@ class Tokenizer(abc.ABC):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what the tokenizer does, wherever its file lies."""
 
-    @abc.abstractmethod
+    @property
+    def base_size(self) -> int:
+        """vocab_size without tokens that were added later, which a model may have no rows for."""
+        return self.vocab_size
+
     def encode(self, text: str) -> np.ndarray:
-        """Ids int32[n] of a text, without BOS."""
+        """Ids int32[n] of a text, without BOS; UserError where it is not valid Unicode."""
+        check_unicode(text, "the text")
+        return np.asarray(self._encode(text), np.int32)
 
     @abc.abstractmethod
     def save(self, folder: Path) -> str:
         """Copies the tokenizer into a folder; `load_tokenizer` of the name returned loads it."""
+
+    def export(self, folder: Path) -> None:
+        """Writes it beside an exported model; `load_tokenizer` of the folder loads it."""
+        self.save(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids[n], BOS skipped; UserError for an id outside the vocabulary."""
@@ -112,10 +123,16 @@ class Tokenizer(abc.ABC):
         return known
 
     @abc.abstractmethod
+    def _encode(self, text: str) -> Sequence[int] | np.ndarray: ...
+
+    @abc.abstractmethod
     def _text(self, ids: list[int]) -> str: ...
 
     @abc.abstractmethod
     def _piece(self, i: int) -> str: ...
+
+
+SETTINGS_FILE = "tokenizer_config.json"  # Hugging Face's, beside a tokenizer.model or .json
 
 
 class FileTokenizer(Tokenizer):
@@ -149,6 +166,38 @@ class FileTokenizer(Tokenizer):
             with atomic(target) as part:
                 shutil.copyfile(self._file, part)
         return self.file_name
+
+
+def check_unicode(text: str, place: str) -> None:
+    """Refuses what is no text, and lone surrogates; `place` names the text in the error.
+
+    Python makes those of bytes that are not UTF-8, as on a command line in another encoding.
+    """
+    if not isinstance(text, str):
+        raise UserError(
+            f"{place}, {text!r:.60}, is of type {type(text).__name__}, no string", "text"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{place} is not valid Unicode: {text[error.start]!r} at place {error.start}, as Python"
+            " writes a byte that was not UTF-8",
+            "text",
+        ) from error
+
+
+def read_object(file: Path) -> dict:
+    """A JSON object, {} where there is no such file; UserError where it is something else."""
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not JSON ({error}); mend or remove it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file} must be a JSON object, {{...}}; mend or remove it")
+    return value
 
 
 def no_bos(tokenizer: str) -> UserError:

@@ -1,7 +1,6 @@
 """The tokenizer in the metadata of a GGUF file, built with the library tokenizers."""
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from rope_study.data.gguf_file import GGUFFile
 from rope_study.data.tokenizers.base import FileTokenizer
-from rope_study.data.tokenizers.hugging_face import SETTINGS_FILE, HuggingFaceTokenizer
-from rope_study.errors import UserError, nearest
-from rope_study.files import write_atomically
+from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer, write_tokenizer
+from rope_study.errors import UserError
 
 # Kinds of tokens in tokenizer.ggml.token_type.
 CONTROL, USER_DEFINED = 3, 4
@@ -86,8 +84,8 @@ class GGUFTokenizer(HuggingFaceTokenizer):
 
     def save(self, folder: Path) -> str:
         """Writes tokenizer.json into a folder, and a tokenizer_config.json that names BOS."""
-        write_atomically(folder / SETTINGS_FILE, json.dumps(self._settings, indent=1) + "\n")
-        write_atomically(folder / self.file_name, self._tokenizer.to_str())
+        asked = {"add_bos_token": self.bos is not None}
+        write_tokenizer(self._tokenizer, self._settings | asked, folder)
         return self.file_name
 
 
@@ -119,7 +117,7 @@ def _byte_level(file: GGUFFile, pieces: list[str]) -> tokenizers.Tokenizer:
     if pre not in SPLITS and pre not in GPT2 + DIGITS:
         known = [*SPLITS, *GPT2, *DIGITS]
         raise UserError(
-            f"{file.file}: tokenizer.ggml.pre={pre!r} is not supported.{nearest(str(pre), known)}"
+            f"{file.file}: tokenizer.ggml.pre={pre!r} is not supported."
             f" Supported: {', '.join(known)}"
         )
     merges = [tuple(merge.split(" ")) for merge in file.required("tokenizer.ggml.merges")]

@@ -4,14 +4,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 
-from rope_study.data.tokenizers.base import FileTokenizer, label
+from rope_study.data.tokenizers.base import SETTINGS_FILE, FileTokenizer, label, read_object
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
 
-SETTINGS_FILE = "tokenizer_config.json"
 MODEL_FILE = "config.json"
 
 # Only Gemma's vocabularies have this one, and Gemma always needs it.
@@ -30,16 +28,17 @@ class HuggingFaceTokenizer(FileTokenizer):
     def __init__(self, path: str | os.PathLike):
         """Loads the file.
 
-        BOS is what bos_token in tokenizer_config.json names, and nothing where that is null (Qwen);
-        without the setting it is bos_token_id in config.json, or else a special token of a
-        well-known name. Gemma's <bos> is used even if nothing names it.
+        Whether texts begin with BOS is as in Transformers: by add_bos_token in
+        tokenizer_config.json, else by the post-processor in the file. Gemma's <bos> is used even if
+        nothing asks for it; and of a file alone, without a model beside it, a special token of a
+        well-known name.
 
         Raises:
           UserError: a file is missing or corrupt, BOS is not in the vocabulary, or it is a Gemma
             tokenizer without BOS.
         """
         super().__init__(path)
-        settings = _read_object(self._file.with_name(SETTINGS_FILE))
+        settings = read_object(self._file.with_name(SETTINGS_FILE))
         self._set_up(_load(self._file, self.name), settings)
         self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
 
@@ -62,16 +61,22 @@ class HuggingFaceTokenizer(FileTokenizer):
                 return self._vocabulary[token]
         return 0
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids int32[n] of a text, without BOS."""
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    @property
+    def base_size(self) -> int:
+        """The largest id of the model's own vocabulary, and 1."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return max((i for i in self._vocabulary.values() if i not in added), default=-1) + 1
 
     def save(self, folder: Path) -> str:
         """Copies tokenizer.json into a folder, with a tokenizer_config.json that names BOS."""
         bos = None if self.bos is None else self._tokenizer.id_to_token(self.bos)
-        settings = json.dumps(self._settings | {"bos_token": bos}, indent=1)
-        write_atomically(folder / SETTINGS_FILE, settings + "\n")
+        _write_settings(
+            self._settings | {"add_bos_token": bos is not None, "bos_token": bos}, folder
+        )
         return super().save(folder)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -83,11 +88,17 @@ class HuggingFaceTokenizer(FileTokenizer):
         return label(_unwrap(piece) if self._is_byte_level else piece)
 
     def _find_bos(self, model_file: Path) -> int | None:
-        model = _read_object(model_file)
-        bos = self._named_bos()
-        if bos is None and "bos_token" not in self._settings:
-            bos = self._numbered_bos(model, model_file)
-            if bos is None:
+        model = read_object(model_file)
+        named, bos = self._named_bos(), None
+        asked = self._settings.get("add_bos_token")
+        if asked not in (None, True, False):
+            raise UserError(
+                f"add_bos_token={asked!r} of {self._file.with_name(SETTINGS_FILE)} must be true or"
+                " false"
+            )
+        if asked is not False:
+            bos = named if asked and named is not None else self._prepended()
+            if bos is None and not self._settings and not model:
                 bos = self._well_known_bos()
         if bos is None:
             bos = self._vocabulary.get(GEMMA_BOS)
@@ -111,14 +122,13 @@ class HuggingFaceTokenizer(FileTokenizer):
             )
         return self._vocabulary[token]
 
-    def _numbered_bos(self, model: dict, file: Path) -> int | None:
-        number = model.get("bos_token_id")
-        if number is not None and number not in self._vocabulary.values():
-            raise UserError(
-                f"bos_token_id={number!r} of {file} is not in tokenizer {self.name!r},"
-                f" 0..{self.vocab_size - 1}; set bos_token in {SETTINGS_FILE} beside it"
-            )
-        return number
+    def _prepended(self) -> int | None:
+        """What the post-processor of the file puts before every text."""
+        for text in ("a", "0", " "):  # until one has a token
+            if text_ids := self._encode(text):
+                ids = self._tokenizer.encode(text, add_special_tokens=True).ids
+                return None if ids[: len(text_ids)] == text_ids else ids[0]
+        return None
 
     def _well_known_bos(self) -> int | None:
         """Of special tokens alone: "<s>" in text is HTML."""
@@ -140,17 +150,15 @@ def _load(file: Path, name: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def _read_object(file: Path) -> dict:
-    """A JSON object, {} where there is no such file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); mend or remove it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} must be a JSON object, {{...}}; mend or remove it")
-    return value
+def write_tokenizer(tokenizer: tokenizers.Tokenizer, settings: dict, folder: Path) -> None:
+    """Writes tokenizer.json and tokenizer_config.json into a folder."""
+    _write_settings(settings, folder)
+    path = folder / HuggingFaceTokenizer.file_name
+    write_atomically(path, tokenizer.to_str())
+
+
+def _write_settings(settings: dict, folder: Path) -> None:
+    write_atomically(folder / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
 
 
 def _content(token: str | dict | None) -> str | None:

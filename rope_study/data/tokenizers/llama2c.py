@@ -7,8 +7,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-import numpy as np
-
 from rope_study.data.tokenizers.base import FileTokenizer, label
 from rope_study.errors import UserError
 
@@ -41,15 +39,15 @@ class Llama2cTokenizer(FileTokenizer):
         self._ids = {self._pieces[i]: i for i in range(FIRST_PIECE, len(entries))}
         self._scores = {piece: entries[i][0] for piece, i in self._ids.items()}
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids int32[n] of a text, without BOS. As in training, a space is put in front of it."""
+    def _encode(self, text: str) -> list[int]:
+        """As in training, a space is put in front of the text."""
         ids = []
         for piece in _join(list(" " + text) if text else [], self._scores):
             if piece in self._ids:
                 ids.append(self._ids[piece])
             else:
                 ids += [FIRST_BYTE + byte for byte in piece.encode()]
-        return np.array(ids, np.int32)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids[n], without each BOS and the space that `encode` puts after it.

@@ -29,7 +29,8 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     Args:
       spec: "bytes"; the path of a SentencePiece model (*.model), of a tokenizer.json (*.json), of
         a tokenizer.bin of llama2.c (*.bin) or of a model in GGUF (*.gguf); or a folder that holds
-        one, looked for in that order.
+        one, looked for in that order. Of a tokenizer.model and a tokenizer.json in one folder it is
+        the one with more tokens, as where chat tokens were added, and else the second.
 
     Raises:
       UserError: another name, nothing in the folder, or a file that is missing or corrupt.
@@ -37,7 +38,9 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     if spec == "bytes":
         return ByteTokenizer()
     path = Path(os.path.expanduser(str(spec)))
-    if path.is_dir():
+    if path.is_dir() and spec != "":
+        if (richer := _richer(path)) is not None:
+            return richer
         path = spec = _find_in(path)
     if path.suffix not in KINDS:
         raise UserError(
@@ -48,6 +51,22 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
             "tokenizer",
         )
     return KINDS[path.suffix](spec)
+
+
+def _richer(folder: Path) -> Tokenizer | None:
+    """Of a tokenizer.model and a tokenizer.json the one with more tokens; None without the two.
+
+    Added tokens of chats and tools are often in the second only, which Transformers reads.
+    """
+    model, file = folder / "tokenizer.model", folder / "tokenizer.json"
+    if not (model.is_file() and file.is_file()):
+        return None
+    second = HuggingFaceTokenizer(file)
+    try:
+        first = SentencePieceTokenizer(model)
+    except UserError:  # other formats are called so too
+        return second
+    return first if first.vocab_size > second.vocab_size else second
 
 
 def _find_in(folder: Path) -> Path:

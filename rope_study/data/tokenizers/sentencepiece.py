@@ -1,12 +1,20 @@
 """SentencePiece models, such as Gemma's tokenizer.model."""
 
+import json
 import os
+from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
-from rope_study.data.tokenizers.base import FileTokenizer, label, no_bos
+from rope_study.data.tokenizers.base import (
+    SETTINGS_FILE,
+    FileTokenizer,
+    label,
+    no_bos,
+    read_object,
+)
 from rope_study.errors import UserError
+from rope_study.files import write_atomically
 
 
 class SentencePieceTokenizer(FileTokenizer):
@@ -15,7 +23,10 @@ class SentencePieceTokenizer(FileTokenizer):
     file_name = "tokenizer.model"
 
     def __init__(self, path: str | os.PathLike):
-        """Loads the model; UserError if it is missing, corrupt or without a BOS id."""
+        """Loads the model; UserError if it is missing, corrupt or without a BOS id.
+
+        Texts begin with BOS unless add_bos_token in a tokenizer_config.json beside it is false.
+        """
         super().__init__(path)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._file))
@@ -27,10 +38,18 @@ class SentencePieceTokenizer(FileTokenizer):
         self.vocab_size = self._processor.vocab_size()
         if self.bos < 0:
             raise no_bos(f"tokenizer {self.name!r}")
+        if read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is False:
+            self.bos = None
 
-    def encode(self, text: str) -> np.ndarray:
-        """Ids int32[n] of a text, without BOS."""
-        return np.array(self._processor.encode(text), np.int32)
+    def save(self, folder: Path) -> str:
+        """Copies the model, and where it goes without BOS a tokenizer_config.json that says so."""
+        if self.bos is None:
+            settings = json.dumps({"add_bos_token": False}, indent=1)
+            write_atomically(folder / SETTINGS_FILE, settings + "\n")
+        return super().save(folder)
+
+    def _encode(self, text: str) -> list[int]:
+        return self._processor.encode(text)
 
     def _text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
