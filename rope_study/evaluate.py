@@ -27,10 +27,10 @@ def run() -> None:
     f = flags.FLAGS
     documents = data.read_documents(f.text)
     decoder, params, tokenizer = command.load_model()
-    layout = decoder.layout or sharding.one_device()
-    rows = len(layout.fill(f.batch_size))
     tokens = data.tokenize(documents, tokenizer, progress=sharding.is_main_process())
-    batches = data.held_out_batches(tokens, f.length, rows, tokenizer.bos, f.windows or None)
+    batches = data.held_out_batches(
+        tokens, f.length, f.batch_size, tokenizer.bos, f.windows or None
+    )
     result = evaluate(decoder, params, batches)
     if sharding.is_main_process():
         mean, error = result.mean_and_error()

@@ -25,7 +25,7 @@ def study(study: Study) -> dict:
       UserError: wrong text, or folders that hold something else; raised before anything is written.
     """
     corpus = load_corpus(study.runs[0].data)
-    layout = sharding.make_layout(study.mesh)
+    layout = sharding.make_layout(study.mesh, study.rules)
     run_folder.check_study(study.folder)
     outcomes = [_run(run, study, corpus, layout) for run in study.runs]
     summary = results.summarise(outcomes, study, corpus)

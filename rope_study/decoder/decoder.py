@@ -4,7 +4,7 @@ Linen declares parameters and nothing else; a layer is the plain function `layer
 T length, D d_model, V vocabulary, P per_layer_dim.
 """
 
-import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec
@@ -289,7 +290,10 @@ class Decoder(nn.Module):
         return x, measured, to_cache
 
     def _constrain(self, x: Array) -> Array:
-        return x if self.layout is None else self.layout.constrain(x, "batch", "length", None)
+        if self.layout is None:
+            return x
+        layout = self.layout.whole_where_uneven(batch=x.shape[0], length=x.shape[1])
+        return layout.constrain(x, "batch", "length", None)
 
 
 def _scan(step: Callable, x: Array, inputs: Any, length: int, compiled_once: bool):
@@ -360,29 +364,34 @@ def _rematerialised(run_layer: Callable, remat: str) -> Callable:
     return jax.checkpoint(run_layer, policy=policy, static_argnums=(2,))
 
 
+FIELDS = {"embed": "d_model", "mlp": "mlp_hidden", "vocab": "vocab_size"}  # of logical axes
+
+
 def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
-    """The layout to run this decoder in: kv_heads stay whole where there are too few to split.
+    """The layout to run this decoder in: kv_heads stay whole where a layer has too few to split.
 
     Raises:
-      UserError: another dimension does not divide over its devices.
+      UserError: another dimension of an array does not divide over its devices, or rules would
+        split one array twice over the same devices.
     """
-    if config.kv_heads % layout.shards("kv_heads"):
-        layout = dataclasses.replace(layout, rules=dataclasses.replace(layout.rules, kv_heads=None))
-    dimensions = [
-        ("embed", "d_model"),
-        ("heads", "heads"),
-        ("mlp", "mlp_hidden"),
-        ("vocab", "vocab_size"),
-        ("vocab", "per_layer_vocab_size"),
-        ("embed", "per_layer_dim"),
+    parameters = flatten_dict(parameter_tree(config), sep=".")
+    axes = [
+        (name, axis, size)
+        for name, p in parameters.items()
+        for axis, size in zip(p.axes, p.shape, strict=True)
     ]
-    for axis, field in dimensions:
-        if getattr(config, field) % layout.shards(axis):
+    kv_heads = math.gcd(*(size for _, axis, size in axes if axis == "kv_heads"))
+    layout = layout.whole_where_uneven(kv_heads=kv_heads)
+    for name, axis, size in axes:
+        if axis is not None and size % layout.shards(axis):
             raise UserError(
-                f"{field}={getattr(config, field)} does not divide over {layout.shards(axis)}"
-                " devices: change it or mesh",
-                field,
+                f"{FIELDS.get(axis, axis)}={size} (of {name}) does not divide over"
+                f" {layout.shards(axis)} devices: change it or the mesh",
+                "mesh",
             )
+    for parameter in parameters.values():
+        layout.spec(parameter.axes)
+    layout.spec(("batch", "length"))
     return layout
 
 

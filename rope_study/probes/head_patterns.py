@@ -32,6 +32,7 @@ from rope_study.data import Tokenizer
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
+from rope_study.probes.run import exact_einsum
 
 Array = jax.Array
 
@@ -113,15 +114,15 @@ def _measure(
         pairs = counted[:, :, None] * others[:, None, :] * readable  # [B, t, S]
 
         def over_queries(x: Array) -> Array:
-            return jnp.einsum("bnt,bt->n", x, counted)
+            return exact_einsum("bnt,bt->n", x, counted)
 
-        share = jnp.einsum("bs,ts->bt", delimiters, readable) / key_counts[queries]
+        share = exact_einsum("bs,ts->bt", delimiters, readable) / key_counts[queries]
         y = _beyond_even(a, pairs)
         return {
             "queries": jnp.sum(counted),
-            "offset": _by_offset(jnp.einsum("bnts,bt->nts", a, counted), queries)[:, :window],
+            "offset": _by_offset(exact_einsum("bnts,bt->nts", a, counted), queries)[:, :window],
             "first": over_queries(a[..., 0]),
-            "delimiter": over_queries(jnp.einsum("bnts,bs->bnt", a, delimiters)),
+            "delimiter": over_queries(exact_einsum("bnts,bs->bnt", a, delimiters)),
             "delimiter_keys": jnp.sum(counted * share),
             "entropy": over_queries(-jnp.sum(jax.scipy.special.xlogy(a, a), axis=-1)),
             "selective": jnp.sum(jnp.abs(y), axis=(0, 2, 3)) / 2,

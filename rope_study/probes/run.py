@@ -143,6 +143,10 @@ def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
     return Decoder(decoder.config.reference_f32(), layout), layout
 
 
+# In f32 on every device: otherwise GPUs and TPUs would round the inputs of products.
+exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 def sum_tokens(values: Array, weights: Array) -> Array:
     """Weighted sum over tokens in f32: values [B, T, ...], weights f32[B, T] -> [...].
 

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.stats
 
 from rope_study.decoder import Decoder
+from rope_study.sharding import one_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,12 @@ def evaluate(
     """Reads every batch once.
 
     Args:
-      decoder: with a layout, whose devices share each batch.
+      decoder: the devices of its layout share each batch.
       params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out.
+      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out, and
+        rows are filled up to divide over the devices.
     """
-    layout = decoder.layout
-    assert layout is not None
+    layout = decoder.layout or one_device()
 
     def token_losses(params: dict, windows: jax.Array) -> jax.Array:
         return decoder.apply(  # type: ignore[return-value]
@@ -60,10 +61,13 @@ def evaluate(
 
     # Every host gets all losses.
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
-    losses = [
-        np.asarray(run(params, layout.place(windows)))[weights > 0] for windows, weights in batches
-    ]
-    return Evaluation(np.concatenate(losses))
+
+    def losses(windows: np.ndarray) -> np.ndarray:
+        rows = layout.fill(len(windows))
+        return np.asarray(run(params, layout.place(windows[rows])))[: len(windows)]
+
+    batch_losses = [losses(windows)[weights > 0] for windows, weights in batches]
+    return Evaluation(np.concatenate(batch_losses))
 
 
 # --- how sure ---------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rope_study import rotary
 from rope_study.data import DataSettings, load_tokenizer
 from rope_study.decoder import DecoderConfig, presets, variants
 from rope_study.errors import UserError
+from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
@@ -77,6 +78,7 @@ class Study:
       folder: holds every run's folder, and the results.
       runs: by encoding in the order of the configuration, the seeds of one side by side.
       mesh: devices along data, fsdp, tensor.
+      rules: which of them split what.
       evaluate_windows: held-out windows whose loss is compared; 0: all.
       probe_windows: held-out windows that the probes read.
       config: all settings as they were written, for results.
@@ -85,6 +87,7 @@ class Study:
     folder: Path
     runs: tuple[Run, ...]
     mesh: str
+    rules: Rules
     evaluate_windows: int
     probe_windows: int
     config: dict
@@ -96,6 +99,9 @@ def default() -> Config:
     config.workdir = "runs/study"  # everything that is written
     config.seeds = (0,)  # initial weights and order of batches; a run each
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
+    config.rules = ml_collections.ConfigDict()  # the axes of the mesh that split each logical axis
+    for field in dataclasses.fields(Rules):
+        config.rules[field.name] = ",".join(getattr(Rules(), field.name))  # embed: "data,fsdp"
     # What `study` compares, each in all layers: an encoding, or "nope + alibi()"
     # (decoder/variants.py); `train` takes model.rotary.
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")
@@ -180,8 +186,8 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
             runs[run_folder] = Run(name, folder / run_folder, decoder, data, train, seed)
     settings = config.copy_and_resolve_references().to_dict()
     return Study(
-        folder, tuple(runs.values()), config.mesh, config.evaluate.windows, config.probe.windows,
-        settings,
+        folder, tuple(runs.values()), config.mesh, Rules(**config.rules), config.evaluate.windows,
+        config.probe.windows, settings,
     )  # fmt: skip
 
 
