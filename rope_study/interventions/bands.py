@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import xarray
 
+from rope_study.decoder import attention
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.registry import check_numbers
@@ -150,7 +151,7 @@ def pair_products(usage: xarray.Dataset) -> np.ndarray:
     heads, products = q.shape[1], np.full_like(q, np.nan)
     for layer in range(len(q)):
         kv_heads = int((~np.isnan(k[layer, :, 0])).sum())
-        products[layer] = q[layer] * np.repeat(k[layer, :kv_heads], heads // kv_heads, axis=0)
+        products[layer] = q[layer] * k[layer, attention.key_heads(heads, kv_heads)]
     return products
 
 
