@@ -84,15 +84,18 @@ def test_texts_that_fill_up_devices_count_once():
     assert found[0].by_label["b"].tokens == 3 * 41
 
 
-def test_likeliest_heads_have_the_largest_scores():
-    scores = np.zeros((2, 3, 2))
-    scores[1, 2, 0], scores[0, 1, 1] = 0.9, 0.4
-    scores[0, 0, 0] = np.nan  # a layer with fewer heads
+def test_surest_heads_are_of_the_kinds_that_there_are():
+    names = np.array([["diagonal", "mixed"], ["diagonal", "mixed"]], object)
     named = xarray.Dataset(
-        {"scores": (("layer", "head", "kind"), scores)},
+        {
+            "name": (("layer", "head"), names),
+            "score": (("layer", "head"), [[0.6, 0.4], [0.9, np.nan]]),
+        },
         coords={"kind": np.array(["diagonal", "sink"], object)},
     )
-    assert model.likeliest_heads(named) == {"most diagonal": (1, 2), "most sink": (0, 1)}
+    assert model.surest_heads(named) == {"diagonal, score 0.90": (1, 0)}
+    mixed = named.assign(name=named.name.where(False, "mixed"))
+    assert list(model.surest_heads(mixed)) == ["mixed, score 0.90"]
 
 
 WRONG = {

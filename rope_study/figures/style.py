@@ -94,8 +94,9 @@ def wrap(text: str, inches: float) -> str:
 def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
     """A grid of (title, norms[row, pair]); each of q, k, v has its own colour scale.
 
-    The last rows may have fewer panels than the first. Only the product of a query's and a key's norm enters a logit, so their ratio says nothing and
-    a common scale would only hide the smaller of them.
+    The last rows may have fewer panels than the first. Only the product of a query's and a key's
+    norm enters a logit, so their ratio says nothing and a common scale would only hide the smaller
+    of them.
     """
     columns, height = len(rows[0]), max(len(norms) for row in rows for _, norms in row)
     most_lines = max(name.count("\n") for row in rows for name, _ in row)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rope_study.figures.style import line_style, new_figure
+from rope_study.figures.style import as_text, line_style, new_figure
 
 
 def loss_curves(
@@ -25,7 +25,7 @@ def loss_curves(
         raw, line = np.asarray(losses, np.float64), line_style(index)
         smooth = _running_mean(raw, max(1, len(raw) // 50))
         axes.plot(steps, raw, color=line["color"], alpha=0.15, linewidth=0.5)
-        axes.plot(steps, smooth, **line, label=f"{name}: {smooth[-1]:.4f}")
+        axes.plot(steps, smooth, **line, label=as_text(f"{name}: {smooth[-1]:.4f}"))
         late.extend(smooth[len(smooth) // 5 :])
     finite = [loss for loss in late if math.isfinite(loss)]
     if finite:  # The first steps fall by several nats and would flatten what there is to compare.

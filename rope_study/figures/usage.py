@@ -99,9 +99,11 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
       heads: label -> (layer, head); the keys are those of the head's key-value head. The grey line
         is the mean over all heads of all layers.
     """
-    legend_rows = math.ceil((len(heads) + 1) / 2)
+    places = [f"{label} (layer {layer}, head {head})" for label, (layer, head) in heads.items()]
+    labels = [as_text(textwrap.fill(place, 55)) for place in places]
+    legend_lines = math.ceil(sum(1 + label.count("\n") for label in labels) / 2) + 1
     title = f"Queries and keys of single heads\n{source(usage)}"
-    figure = new_figure((9, 4 + 0.2 * legend_rows), title)
+    figure = new_figure((9, 4 + 0.2 * legend_lines), title)
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "q"), (right, "k")):
         axes.set_title(QUANTITIES[name], fontsize=10)
@@ -112,11 +114,10 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
             linewidth=4,
             label="mean over all heads",
         )
-        for index, (label, (layer, head)) in enumerate(heads.items()):
+        for index, (label, (layer, head)) in enumerate(zip(labels, heads.values(), strict=True)):
             norms = usage.q.sel(layer=layer, head=head)
             norms = norms if name == "q" else _read_keys(usage, layer, head)
-            place = as_text(f"{label} (layer {layer}, head {head})")
-            axes.plot(norms, **line_style(index), linewidth=1.3, label=place)
+            axes.plot(norms, **line_style(index), linewidth=1.3, label=label)
         layers = [layer for layer, _ in heads.values()] or [0]
         label_pairs(axes, usage.inverse_frequency.sel(layer=layers).values, ticks=5)
         axes.set_ylabel("mean 2-norm [dimensionless]")
@@ -136,13 +137,13 @@ def _read_keys(usage: xr.Dataset, layer: int, head: int) -> xr.DataArray:
 def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 10: pair norms of models against frequency, and where the band of slow pairs begins.
 
-    Layers of a model that have frequencies of their own (local and global ones of Gemma 3) have
-    a line of their own. Norms are means over layers and heads, divided by their mean over pairs, as
-    models differ in scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a model whose
-    slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
+    Layers of a model that have frequencies of their own (local and global ones of Gemma 3) have a
+    line of their own. Norms are means over layers and heads, divided by their mean over pairs, as
+    models differ in scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a
+    model whose slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
     """
     bands = {name: _named_bands(usages, name) for name in "qk"}
-    height = 4.2 + 0.19 * sum(1 + label.count("\n") for label, _ in bands["q"])
+    height = 4.4 + 0.19 * sum(1 + label.count("\n") for label, _ in bands["q"])
     figure = new_figure((9, height), "Pair norms against frequency\n" + _sources(usages))
     for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), "qk", strict=True):
         axes.set_title(QUANTITIES[name], fontsize=10)

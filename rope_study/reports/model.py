@@ -12,6 +12,7 @@ from tqdm import tqdm
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder
+from rope_study.errors import UserError
 from rope_study.probes import Probe
 from rope_study.reports import head_page
 from rope_study.sharding import is_main_process, one_device
@@ -69,19 +70,30 @@ def probe(
         attention of every head.
     """
 
-    def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
-        batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")
-        return probes.run(decoder, params, batches, which, text=text)
+    labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
+    if "frequency_usage" not in names:
+        labels = []
+    elif len(labels) > figures.usage.MOST_DOMAINS:
+        raise UserError(
+            f"the texts have {len(labels)} labels, and a figure shows at most"
+            f" {figures.usage.MOST_DOMAINS}: give fewer",
+            "text",
+        )
+    groups = {label: [text for text in texts if text.label == label] for label in labels}
+    count = sum(-(-len(group) // batch) for group in (texts, *groups.values()))
+    with tqdm(total=count, desc="probing", unit="batch", disable=not is_main_process()) as bar:
 
-    datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
+        def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
+            batches = _batches(decoder, tokenizer, texts, length, batch, bar)
+            return probes.run(decoder, params, batches, which, text=text)
+
+        datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
+        by_label = {
+            label: run(group, [probes.frequency_usage], label)["frequency_usage"]
+            for label, group in groups.items()
+        }
     if "head_patterns" in datasets:
         datasets["head_names"] = probes.name_heads(datasets["head_patterns"])
-    labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
-    by_label = {}
-    if "frequency_usage" in names:
-        for label in labels:
-            labelled = [text for text in texts if text.label == label]
-            by_label[label] = run(labelled, [probes.frequency_usage], label)["frequency_usage"]
     maps = []
     for text in texts[:page_texts]:
         ids = tokenizer.encode_batch([text.text], page_tokens)[0][0]
@@ -96,7 +108,7 @@ def _batches(
     texts: Sequence[Text],
     length: int,
     batch: int,
-    name: str,
+    bar: tqdm,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, weights) of one shape, which compiles once; rows that only fill up have weight 0."""
     layout = decoder.layout or one_device()
@@ -104,10 +116,10 @@ def _batches(
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
     rows = np.resize(np.arange(len(texts)), -(-len(texts) // batch) * batch)
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
-    starts = range(0, len(rows), batch)
-    for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):
+    for start in range(0, len(rows), batch):
         in_batch = slice(start, start + batch)
         yield tokens[rows[in_batch]], weights[in_batch]
+        bar.update()
 
 
 def _first_words(text: str, most: int = 40) -> str:
@@ -155,7 +167,7 @@ def draw(measured: Measurements) -> dict[str, Figure]:
         if len(measured.by_label) > 1:
             drawn["fig_19_usage_by_domain"] = figures.usage_by_domain(measured.by_label)
     if named := measured.datasets.get("head_names"):
-        heads = likeliest_heads(named)
+        heads = surest_heads(named)
         drawn["heads_by_kind"] = figures.head_kinds(named)
         if measured.maps:
             maps = {kind: _one_head(measured.maps[0], *at) for kind, at in heads.items()}
@@ -165,19 +177,26 @@ def draw(measured: Measurements) -> dict[str, Figure]:
     return drawn
 
 
-def likeliest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
-    """The head with the largest score of each kind: kind -> (layer, head)."""
+def surest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
+    """The surest head of each kind that there is: "sink, score 0.93" -> (layer, head).
+
+    Mixed heads, which are of no kind, only where there are no others.
+    """
+    kinds = [kind for kind in named.kind.values if (named.name == kind).any()]
     heads = {}
-    for kind in named.kind.values:
-        scores = named.scores.sel(kind=kind).fillna(-1).values
+    for kind in kinds or ["mixed"]:
+        scores = named.score.where(named.name == kind).fillna(-1).values
         layer, head = np.unravel_index(np.argmax(scores), scores.shape)
-        heads[f"most {kind}"] = int(layer), int(head)
+        heads[f"{kind}, score {scores[layer, head]:.2f}"] = int(layer), int(head)
     return heads
 
 
 def _one_head(maps: xarray.DataArray, layer: int, head: int) -> xarray.DataArray:
-    weights = maps.isel(layer=layer, head=head, drop=True)
-    return weights.assign_attrs({"layer": layer, "head": head})
+    """Attention of a head on as many tokens as can be read along an axis."""
+    shown = slice(figures.attention.MOST_LABELS)
+    weights = maps.isel(layer=layer, head=head, query=shown, key=shown, drop=True)
+    tokens = f"{weights.sizes['query']} tokens of “{maps.attrs['text']}”"
+    return weights.assign_attrs({"layer": layer, "head": head, "text": tokens})
 
 
 def table(named: xarray.Dataset) -> str:
