@@ -55,6 +55,8 @@ def run() -> None:
     if named := measured.datasets.get("head_names"):
         print(table(named) + "\n")
     print("\n".join(map(str, written)))
+    if not any(path.name == "index.html" for path in written):
+        print(f"no index.html: it needs --probes={','.join(PAGE)} and --page_texts of 1 or more")
 
 
 def check_flags(f: flags.FlagValues) -> Path:

@@ -12,6 +12,7 @@ from rope_study import probe, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.data import Text, load_tokenizer
 from rope_study.decoder import Decoder, presets
+from rope_study.errors import UserError
 from rope_study.reports import model
 
 LONG = "Don't say 'never', said Ruth. Say 'not yet', said Pavel, and say it twice. "
@@ -82,6 +83,20 @@ def test_texts_that_fill_up_devices_count_once():
     np.testing.assert_allclose(many.q, one.q, rtol=1e-5)
     assert list(found[0].by_label) == ["a", "b"]
     assert found[0].by_label["b"].tokens == 3 * 41
+
+
+def test_without_a_page_the_command_says_why(run, tmp_path, capfd):
+    out = tmp_path / "probed"
+    arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--out={out}", "--page_texts=0"]
+    assert not run_probe(*arguments)
+    assert "no index.html: it needs --probes=" in capfd.readouterr().out
+
+
+def test_more_labels_than_a_figure_shows_are_refused_before_probing():
+    texts = [Text(LONG, str(i)) for i in range(31)]
+    decoder, tokenizer = Decoder(presets.tiny()), load_tokenizer("bytes")
+    with pytest.raises(UserError, match=r"31 labels, and a figure shows at most 30"):
+        model.probe(decoder, {}, tokenizer, texts)
 
 
 def test_surest_heads_are_of_the_kinds_that_there_are():

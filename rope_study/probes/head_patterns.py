@@ -37,7 +37,17 @@ from rope_study.probes.run import exact_einsum
 Array = jax.Array
 
 EXACT, DOUBLINGS, ID_BUCKETS = 256, 16, 4096
-KINDS = ("diagonal", "previous", "sink", "local", "delimiter", "semantic")
+# What each score of name_heads is, for readers of a page; offsets of "local" are below the window.
+MEANINGS = {
+    "diagonal": "mean attention on the query's own token",
+    "previous": "mean attention on the token before",
+    "sink": "mean attention on the first token",
+    "local": "mean attention on the nearest {window} tokens, its own included",
+    "delimiter": "mean attention on punctuation and line ends",
+    "semantic": "mean attention moved away from even, and not by distance",
+}
+KINDS = tuple(MEANINGS)
+POSITIONAL = ("diagonal", "previous")  # heads of these names, as in Sec. 5 of the paper
 
 
 def head_patterns(
@@ -230,7 +240,8 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
       semantic             selective * (1 - by_distance): mass that is moved away from even, and
                            not by distance
     The first three are disjoint, so at most one is above 1/2, and it names the head. Otherwise the
-    largest of the others does, and where it is not above `threshold` the head is "mixed".
+    largest of the others does, and where it is not above `threshold` the head is "mixed". Heads of
+    the names in POSITIONAL are positional.
 
     Args:
       patterns: what head_patterns measured.
