@@ -5,6 +5,7 @@
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from rope_study import checkpoints, sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError, nearest
+from rope_study.probes.run import describe
 
 COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
 Resolved = TypeVar("Resolved")
@@ -92,7 +94,16 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     check_model_flags()
     f = flags.FLAGS
     decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
+    if sharding.is_main_process():
+        about = f"{describe(decoder.config)}, {trained_length(decoder)}"
+        print(f"{f.checkpoint}: {about}", file=sys.stderr)
     return decoder, params, checkpoints.load_tokenizer(f.checkpoint)
+
+
+def trained_length(decoder: Decoder) -> str:
+    """What is known of the length that it was trained on, in words."""
+    length = decoder.config.trained_length
+    return "trained length unknown" if length is None else f"trained on {length:,} tokens a text"
 
 
 def check_new_folder(path: str | None, argument: str) -> Path:
@@ -120,6 +131,7 @@ def _run(
         except UserError as error:
             _fail(error, setting)
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     sys.modules["__main__"].__doc__ = about  # what --help begins with
     app.run(start, flags_parser=lambda argv: _parse(argv, prepare))
 

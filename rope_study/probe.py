@@ -12,7 +12,7 @@ from absl import flags
 from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
-from rope_study.reports.model import PAGE, PROBES, probe, table, write
+from rope_study.reports.model import LENGTH, PAGE, PROBES, probe, table, write
 from rope_study.sharding import is_main_process
 
 
@@ -27,7 +27,7 @@ def define_flags() -> None:
     out = "A new folder for NetCDF, PNG and index.html."
     flags.DEFINE_string("out", None, out)
     for name, default, least, about in (
-        ("length", 512, 2, "The most tokens of a text."),
+        ("length", None, 2, f"The most tokens of a text; {LENGTH}, or fewer if trained on fewer."),
         ("batch", 8, 1, "Texts at once."),
         ("page_texts", 3, 0, "Of how many texts the page shows attention."),
         ("page_tokens", 48, 2, "Of how many tokens of each."),
@@ -50,6 +50,7 @@ def run() -> None:
         return
     first = next(iter(measured.datasets.values()))
     facts = {"checkpoint": f.checkpoint, "model": first.model, "texts": about}
+    facts["trained length"] = command.trained_length(decoder)
     facts |= {"tokens": int(first.tokens), "longest text": f"{int(first.context)} tokens"}
     written = write(folder, measured, facts)
     if named := measured.datasets.get("head_names"):

@@ -8,6 +8,7 @@ from rope_study.decoder.config import DecoderConfig, LayerSpec
 from rope_study.decoder.decoder import (
     Decoder,
     check_bos,
+    check_length,
     fit_layout,
     parameter_count,
     parameter_tree,

@@ -5,6 +5,7 @@ T length, D d_model, V vocabulary, P per_layer_dim.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -405,6 +406,19 @@ def check_bos(config: DecoderConfig, tokens: Array | np.ndarray) -> None:
             f"a text begins with token {int(tokens[tokens[:, 0] != config.bos][0, 0])}, and this"
             f" model needs BOS, {config.bos}, in front of every text or gives garbage: use"
             " encode_batch of checkpoints.load_tokenizer(path)"
+        )
+
+
+def check_length(config: DecoderConfig, length: int) -> None:
+    """Warns of texts of more tokens than the decoder was trained on, where that is known.
+
+    What heads do changes there: on a small model of 256 tokens most look semantic at 2,048.
+    """
+    if config.at_most_trained(length) < length:
+        warnings.warn(
+            f"{length:,} tokens are more than the {config.trained_length:,} that the model was"
+            " trained on: what it does past them is not what it does within them",
+            stacklevel=3,
         )
 
 

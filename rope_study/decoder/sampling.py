@@ -10,7 +10,7 @@ import numpy as np
 
 from rope_study import sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder.decoder import Decoder, check_bos
+from rope_study.decoder.decoder import Decoder, check_bos, check_length
 from rope_study.decoder.layer import KeyValues
 from rope_study.errors import UserError
 from rope_study.sharding import compiler
@@ -85,9 +85,11 @@ def generate_tokens(
     if not lengths.min() > 0:
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
     check_bos(decoder.config, prompts)
-    rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
+    check_length(decoder.config, int(lengths.max()) + tokens)
+    layout = decoder.layout or sharding.one_device()
+    rows = layout.fill(B)
     decoder = _cached(decoder)
-    options = compiler.lean_options(params, decoder.layout or sharding.one_device())
+    options = compiler.lean_options(params, layout)
     generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows]),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),
@@ -154,7 +156,3 @@ def _cached(decoder: Decoder) -> Decoder:
     """The decoder on the backend that knows caches."""
     config = dataclasses.replace(decoder.config, attention="reference", remat="none")
     return Decoder(config, decoder.layout)
-
-
-def _shards(decoder: Decoder) -> int:
-    return 1 if decoder.layout is None else decoder.layout.shards("batch")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_length
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
@@ -81,6 +81,8 @@ def measure(
     edits = {PLAIN: changes(decoder.config, ())}
     edits |= {name: changes(decoder.config, chain) for name, chain in interventions.items()}
     texts = _checked(decoder, batches)
+    context = max(tokens.shape[1] for tokens, _ in texts)
+    check_length(decoder.config, context)
     probed, layout = in_f32(decoder)
     repeated = repeated_sequences(texts, copies, copy_length, seed)
     options = tuple(compiler.reading_options(params, layout).items())
@@ -113,7 +115,7 @@ def measure(
         model=describe(probed.config),
         tokens=sum(int(weights.sum()) for _, weights in texts),
         texts=sum(len(tokens) for tokens, _ in texts),
-        context=max(tokens.shape[1] for tokens, _ in texts),
+        context=context,
         copies=0 if repeated is None else len(repeated[0]),
         copy_length=copy_length,
         seed=seed,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_length
 from rope_study.decoder.hooks import HOOK_POINTS
 from rope_study.errors import UserError
 from rope_study.probes.run import in_f32
@@ -80,6 +80,7 @@ def check_tokens(
             f"the text has ids from {ids.min()} to {ids.max()}, not 0..{vocab - 1}", "tokens"
         )
     check_bos(decoder.config, ids[None])
+    check_length(decoder.config, len(ids))
     return ids.astype(np.int32)
 
 

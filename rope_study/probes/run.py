@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_bos, variants
+from rope_study.decoder import (
+    Decoder,
+    DecoderConfig,
+    Edit,
+    Probe,
+    check_bos,
+    check_length,
+    variants,
+)
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, compiler, one_device
 
@@ -49,6 +57,8 @@ def run(
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
         check_bos(config, tokens)
+        if tokens.shape[1] > context:
+            check_length(config, tokens.shape[1])
         tokens, weights = fill_rows(layout, tokens, weights)
         sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.

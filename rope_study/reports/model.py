@@ -26,6 +26,7 @@ PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
     "rotary_outliers": lambda tokenizer: probes.rotary_outliers(),
     "spectral": lambda tokenizer: probes.spectral(),
 }
+LENGTH = 512
 PAGE = ("frequency_usage", "head_patterns")  # what the page shows
 
 
@@ -52,7 +53,7 @@ def probe(
     names: Sequence[str] = PAGE,
     *,
     about: str = "",
-    length: int = 512,
+    length: int | None = None,
     batch: int = 8,
     page_texts: int = 3,
     page_tokens: int = 48,
@@ -64,12 +65,14 @@ def probe(
       texts: what to read, of load_texts.
       names: keys of PROBES.
       about: names the texts in figures.
-      length: the most tokens of a text that are read.
+      length: the most tokens of a text that are read; LENGTH, or the trained length where that is
+        less, if not given.
       batch: texts at once, rounded up to what divides over the devices.
       page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
-        attention of every head.
+        attention of every head; never past the trained length.
     """
 
+    length = length or decoder.config.at_most_trained(LENGTH)
     labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
     if "frequency_usage" not in names:
         labels = []
@@ -95,6 +98,7 @@ def probe(
     if "head_patterns" in datasets:
         datasets["head_names"] = probes.name_heads(datasets["head_patterns"])
     maps = []
+    page_tokens = min(length, decoder.config.at_most_trained(page_tokens))
     for text in texts[:page_texts]:
         ids = tokenizer.encode_batch([text.text], page_tokens)[0][0]
         weights = probes.attention_maps(decoder, params, ids, pieces=tokenizer.pieces(ids))

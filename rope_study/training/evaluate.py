@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import scipy.stats
 
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_length
 from rope_study.sharding import one_device
 
 
@@ -63,6 +63,7 @@ def evaluate(
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
 
     def losses(windows: np.ndarray) -> np.ndarray:
+        check_length(decoder.config, windows.shape[1] - 1)
         rows = layout.fill(len(windows))
         return np.asarray(run(params, layout.place(windows[rows])))[: len(windows)]
 

@@ -166,7 +166,7 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     train = TrainSettings(**config.train.to_dict())
     check_at_least("evaluate.windows", config.evaluate.windows, 0)
     check_at_least("probe.windows", config.probe.windows, 1)
-    base = decoder_config(config.model, load_tokenizer(data.tokenizer).vocab_size)
+    base = _base_decoder(config)
     seeds = _check_seeds(config.seeds)
     encodings = config.encodings if variants_to_run is None else variants_to_run
     if not encodings:
@@ -202,7 +202,7 @@ def resolve_one(config: Config) -> Study:
             f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
             "seeds",
         )
-    base = decoder_config(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
+    base = _base_decoder(config)
     names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
     study = resolve(config, [ROTARY])
     run = dataclasses.replace(
@@ -220,6 +220,13 @@ def folder_name(name: str) -> str:
     if len(folder) <= 200:
         return folder
     return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _base_decoder(config: Config) -> DecoderConfig:
+    """The decoder before a variant changes it, which knows the length that it is trained on."""
+    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    decoder = decoder_config(config.model, vocab_size)
+    return dataclasses.replace(decoder, trained_length=config.data.length)
 
 
 def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:
