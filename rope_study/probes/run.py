@@ -126,7 +126,8 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
     if suffix == ".nc":
         dataset.to_netcdf(path)
     elif suffix == ".zarr":
-        dataset.to_zarr(path, mode="w")
+        # Of format 3 consolidated metadata is no part yet: writing or reading it would warn.
+        dataset.to_zarr(path, mode="w", zarr_format=2)
     else:
         raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)")
 
