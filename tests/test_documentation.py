@@ -105,6 +105,35 @@ def test_readme_is_short_and_its_numbers_are_those_in_results():
     assert f"{nope['perplexity']:.3f}" in readme
 
 
+SOURCES = {  # the part of a page with numbers -> the files that hold them
+    "probes": (r"\*Result\.\*.*?(?=\*Limits|\n## |\n### )", ["probes_stories260K.txt"]),
+    "interventions": (r"## On a trained.*?(?=## Limits)", ["interventions_stories260K.txt"]),
+    "performance": (
+        ".*",
+        [
+            *("train_step_h200.txt", "probe_h100.txt", "probe_h200.txt", "probe_cpu.txt"),
+            *("table2_small_h200.txt", "quickstart.json"),
+        ],
+    ),
+}
+# Numbers that measure nothing: of theorems, names, calls and links.
+NAMES = r"(?:Thm\.|Gemma|Llama) [\d.]+|\w+\([^)]*\)|\]\([^)]*\)|\d{4}\.\d{5}"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_decimal_numbers_of_a_page_are_in_its_results(name):
+    part, files = SOURCES[name]
+    page = (ROOT / f"docs/{name}.md").read_text()
+    said = re.sub(NAMES, "", "\n".join(re.findall(part, page, re.DOTALL)))
+    held = "\n".join((ROOT / "results" / file).read_text() for file in files)
+    values = [float(value.replace(",", "")) for value in re.findall(r"\d[\d,]*\.?\d*", held)]
+    numbers = re.findall(r"(?<![\w.])\d+\.\d+", said)
+    assert len(numbers) > 20
+    for number in numbers:
+        decimals = len(number.partition(".")[2])
+        assert any(f"{value:.{decimals}f}" == number for value in values), number
+
+
 def rows_of(name: str) -> list[dict]:
     rows = json.loads((ROOT / "results" / f"{name}.json").read_text())["encodings"]
     return [{key: value for key, value in row.items() if value is not None} for row in rows]
