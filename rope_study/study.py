@@ -48,11 +48,12 @@ def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> res
 
 def _probe_held_out(decoder: Decoder, params: dict, corpus: Corpus, windows: int) -> xarray.Dataset:
     """Frequency usage on held-out windows."""
-    batches = (
+    batches = [
         (rows[:, :-1], np.repeat(weights[:, None], rows.shape[1] - 1, axis=1))
         for rows, weights in corpus.held_out_batches(windows)
-    )
-    text = f"{windows} held-out windows of {corpus.name}"
+    ]
+    read = int(sum(weights[:, 0].sum() for _, weights in batches))  # there may be fewer
+    text = f"{read} held-out windows of {corpus.name}"
     datasets = probes.run(decoder, params, batches, [probes.frequency_usage], text=text)
     return datasets["frequency_usage"]
 

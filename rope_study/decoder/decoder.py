@@ -375,7 +375,7 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
       UserError: another dimension of an array does not divide over its devices, or rules would
         split one array twice over the same devices.
     """
-    parameters = flatten_dict(parameter_tree(config), sep=".")
+    parameters: dict[str, Any] = flatten_dict(parameter_tree(config), sep=".")
     axes = [
         (name, axis, size)
         for name, p in parameters.items()

@@ -13,6 +13,8 @@ from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder
 from rope_study.errors import UserError
+from rope_study.figures.attention import MOST_LABELS
+from rope_study.figures.usage import MOST_DOMAINS
 from rope_study.probes import Probe
 from rope_study.reports import head_page
 from rope_study.sharding import is_main_process, one_device
@@ -76,10 +78,10 @@ def probe(
     labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
     if "frequency_usage" not in names:
         labels = []
-    elif len(labels) > figures.usage.MOST_DOMAINS:
+    elif len(labels) > MOST_DOMAINS:
         raise UserError(
             f"the texts have {len(labels)} labels, and a figure shows at most"
-            f" {figures.usage.MOST_DOMAINS}: give fewer",
+            f" {MOST_DOMAINS}: give fewer",
             "text",
         )
     groups = {label: [text for text in texts if text.label == label] for label in labels}
@@ -197,7 +199,7 @@ def surest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
 
 def _one_head(maps: xarray.DataArray, layer: int, head: int) -> xarray.DataArray:
     """Attention of a head on as many tokens as can be read along an axis."""
-    shown = slice(figures.attention.MOST_LABELS)
+    shown = slice(MOST_LABELS)
     weights = maps.isel(layer=layer, head=head, query=shown, key=shown, drop=True)
     tokens = f"{weights.sizes['query']} tokens of “{maps.attrs['text']}”"
     return weights.assign_attrs({"layer": layer, "head": head, "text": tokens})

@@ -66,10 +66,11 @@ class Layout:
         mesh_axes = [() if axis is None else getattr(self.rules, axis) for axis in axes]
         used = [name for names in mesh_axes for name in names]
         if len(used) != len(set(used)):
+            last = [axis for axis, names in zip(axes, mesh_axes, strict=True) if names][-1]
             raise UserError(
                 f"the axes {tuple(axes)} would split one array twice over the same mesh axis"
                 f" ({', '.join(sorted(used))})",
-                "rules",
+                f"rules.{last}",
             )
         return PartitionSpec(*(names or None for names in mesh_axes))
 
