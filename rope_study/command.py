@@ -95,7 +95,7 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     f = flags.FLAGS
     decoder, params = checkpoints.load(f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh)
     if sharding.is_main_process():
-        about = f"{describe(decoder.config)}, {trained_length(decoder)}"
+        about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
         print(f"{f.checkpoint}: {about}", file=sys.stderr)
     return decoder, params, checkpoints.load_tokenizer(f.checkpoint)
 
@@ -103,7 +103,7 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
 def trained_length(decoder: Decoder) -> str:
     """What is known of the length that it was trained on, in words."""
     length = decoder.config.trained_length
-    return "trained length unknown" if length is None else f"trained on {length:,} tokens a text"
+    return "texts of unknown length" if length is None else f"{length:,} tokens a text"
 
 
 def check_new_folder(path: str | None, argument: str) -> Path:

@@ -50,7 +50,7 @@ def run() -> None:
         return
     first = next(iter(measured.datasets.values()))
     facts = {"checkpoint": f.checkpoint, "model": first.model, "texts": about}
-    facts["trained length"] = command.trained_length(decoder)
+    facts["trained on"] = command.trained_length(decoder)
     facts |= {"tokens": int(first.tokens), "longest text": f"{int(first.context)} tokens"}
     written = write(folder, measured, facts)
     if named := measured.datasets.get("head_names"):

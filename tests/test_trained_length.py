@@ -119,7 +119,8 @@ def test_probe_reads_no_more_of_a_text_unless_told_to(folder, tmp_path, capfd):
         assert usage.context == (40 if more else TRAINED)
         assert len(caught) == len(more)
         assert "trained on 24 tokens a text" in capfd.readouterr().err
-        assert "trained on 24 tokens a text" in (tmp_path / name / "index.html").read_text()
+        page = (tmp_path / name / "index.html").read_text()
+        assert "<dt>trained on</dt><dd>24 tokens a text</dd>" in page
     assert warnings.formatwarning(*[caught[0].message, UserWarning, "", 0]).startswith(
         "warning: 40 tokens are more than the 24 that the model was trained on"
     )
