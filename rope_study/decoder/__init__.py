@@ -9,8 +9,8 @@ from rope_study.decoder.decoder import (
     Decoder,
     check_bos,
     check_length,
-    fit_layout,
     parameter_count,
     parameter_tree,
 )
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe
+from rope_study.decoder.layout import fit_layout

@@ -4,7 +4,6 @@ Linen declares parameters and nothing else; a layer is the plain function `layer
 T length, D d_model, V vocabulary, P per_layer_dim.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec
@@ -363,37 +361,6 @@ def _rematerialised(run_layer: Callable, remat: str) -> Callable:
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     # Arguments: x, weights, spec (static), index, cached, source.
     return jax.checkpoint(run_layer, policy=policy, static_argnums=(2,))
-
-
-FIELDS = {"embed": "d_model", "mlp": "mlp_hidden", "vocab": "vocab_size"}  # of logical axes
-
-
-def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
-    """The layout to run this decoder in: kv_heads stay whole where a layer has too few to split.
-
-    Raises:
-      UserError: another dimension of an array does not divide over its devices, or rules would
-        split one array twice over the same devices.
-    """
-    parameters: dict[str, Any] = flatten_dict(parameter_tree(config), sep=".")
-    axes = [
-        (name, axis, size)
-        for name, p in parameters.items()
-        for axis, size in zip(p.axes, p.shape, strict=True)
-    ]
-    kv_heads = math.gcd(*(size for _, axis, size in axes if axis == "kv_heads"))
-    layout = layout.whole_where_uneven(kv_heads=kv_heads)
-    for name, axis, size in axes:
-        if axis is not None and size % layout.shards(axis):
-            raise UserError(
-                f"{FIELDS.get(axis, axis)}={size} (of {name}) does not divide over"
-                f" {layout.shards(axis)} devices: change it or the mesh",
-                "mesh",
-            )
-    for parameter in parameters.values():
-        layout.spec(parameter.axes)
-    layout.spec(("batch", "length"))
-    return layout
 
 
 def check_bos(config: DecoderConfig, tokens: Array | np.ndarray) -> None:
