@@ -37,7 +37,8 @@ import sys
 
 SOURCE = "git+https://github.com/{REPOSITORY}"
 
-if importlib.util.find_spec("rope_study") is None:
+found = importlib.util.find_spec("rope_study")
+if found is None or found.origin is None:  # a mere folder of that name, such as a clone, is none
     present = [name for name in ("jax", "jaxlib", "numpy") if importlib.util.find_spec(name)]
     versions = [f"{{name}}=={{importlib.metadata.version(name)}}" for name in present]
     pathlib.Path("present.txt").write_text("\\n".join(versions))
@@ -74,8 +75,6 @@ PASSAGES = """
 from rope_study.data import load_texts
 
 passages = [text.text for text in load_texts()]  # ten, written for this project
-devices = decoder.layout.shards("batch")
-passages = passages[: len(passages) // devices * devices]  # the same number on each
 batch = tokenizer.encode_batch(passages, length=256)  # tokens[text, 256] and their weights
 """
 

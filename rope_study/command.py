@@ -13,6 +13,7 @@ import signal
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder import Decoder, check_vocabulary
 from rope_study.errors import UserError, join, nearest
+from rope_study.probes.run import describe
 from rope_study.training import settings
 
 COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
@@ -141,7 +143,16 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
         f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh, step=f.step
     )
     check_vocabulary(decoder.config, tokenizer)
+    if sharding.is_main_process():
+        about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
+        print(f"{f.checkpoint}: {about}", file=sys.stderr)
     return decoder, params, tokenizer
+
+
+def trained_length(decoder: Decoder) -> str:
+    """What is known of the length that it was trained on, in words."""
+    length = decoder.config.trained_length
+    return "texts of unknown length" if length is None else f"{length:,} tokens a text"
 
 
 @contextlib.contextmanager
@@ -212,6 +223,7 @@ def _run(
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     app.run(start, flags_parser=lambda argv: _parse(argv, prepare, help_text))
 
 

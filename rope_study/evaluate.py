@@ -10,13 +10,16 @@ from absl import flags
 from rope_study import command, data, sharding
 from rope_study.training.evaluate import evaluate
 
+LENGTH = 256
+
 
 def define_flags() -> None:
     """The command's flags."""
     command.define_model_flags()
     text = "A file, folder, glob or JSONL; 'python': text that ships with Python."
     flags.DEFINE_string("text", "python", text)
-    flags.DEFINE_integer("length", 256, "Tokens a window.", 2)
+    length = f"Tokens a window; {LENGTH}, or fewer if trained on fewer."
+    flags.DEFINE_integer("length", None, length, 2)
     flags.DEFINE_integer("batch_size", 8, "Windows at once.", 1)
     windows = "Evenly spaced over the text; 0: all."
     flags.DEFINE_integer("windows", 512, windows, 0)
@@ -27,16 +30,15 @@ def run() -> None:
     f = flags.FLAGS
     documents = data.pieces(data.read_documents(f.text))
     decoder, params, tokenizer = command.load_model()
-    layout = decoder.layout or sharding.one_device()
-    rows = len(layout.fill(f.batch_size))
+    length = f.length or decoder.config.at_most_trained(LENGTH)
     tokens = data.tokenize(documents, tokenizer, progress=sharding.is_main_process())
-    batches = data.held_out_batches(tokens, f.length, rows, tokenizer.bos, f.windows or None)
+    batches = data.held_out_batches(tokens, length, f.batch_size, tokenizer.bos, f.windows or None)
     result = evaluate(decoder, params, batches)
     if sharding.is_main_process():
         mean, error = result.mean_and_error()
         print(
             f"loss {mean:.4f} +- {error:.4f} nats/token (standard error over"
-            f" {len(result.losses)} windows of {f.length} tokens), perplexity {math.exp(mean):.4f}"
+            f" {len(result.losses)} windows of {length} tokens), perplexity {math.exp(mean):.4f}"
         )
 
 

@@ -13,7 +13,7 @@ from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
 from rope_study.files import check_new_folder
-from rope_study.reports.model import PAGE, PROBES, Measurements, probe, table, write
+from rope_study.reports.model import LENGTH, PAGE, PROBES, Measurements, probe, table, write
 from rope_study.sharding import is_main_process
 
 
@@ -28,7 +28,7 @@ def define_flags() -> None:
     out = "A new folder for NetCDF, PNG and index.html."
     flags.DEFINE_string("out", None, out)
     for name, default, least, about in (
-        ("length", 512, 2, "The most tokens of a text."),
+        ("length", None, 2, f"The most tokens of a text; {LENGTH}, or fewer if trained on fewer."),
         ("batch", 8, 1, "Texts at once."),
         ("texts", 0, 0, "How many texts, evenly spaced; 0: all."),
         ("page_texts", 3, 0, "Of how many texts the page shows attention."),
@@ -52,18 +52,21 @@ def run() -> None:
             batch=f.batch, page_texts=f.page_texts, page_tokens=f.page_tokens, stopped=stopped,
         )  # fmt: skip
         if is_main_process():
-            write_all(folder, measured, about)
+            write_all(folder, measured, about, command.trained_length(decoder))
 
 
-def write_all(folder: Path, measured: Measurements, about: str) -> None:
+def write_all(folder: Path, measured: Measurements, about: str, trained_on: str) -> None:
     """Writes what was measured, and prints the names of heads and files."""
     first = next(iter(measured.datasets.values()))
     facts = {"checkpoint": flags.FLAGS.checkpoint, "model": first.model, "texts": about}
+    facts["trained on"] = trained_on
     facts |= {"tokens": int(first.tokens), "longest text": f"{int(first.context)} tokens"}
     written = write(folder, measured, facts)
     if named := measured.datasets.get("head_names"):
         print(table(named) + "\n")
     print("\n".join(map(str, written)))
+    if not any(path.name == "index.html" for path in written):
+        print(f"no index.html: it needs --probes={','.join(PAGE)} and --page_texts of 1 or more")
 
 
 def check_flags(f: flags.FlagValues) -> Path:

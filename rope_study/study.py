@@ -25,7 +25,7 @@ def study(study: Study) -> dict:
       UserError: wrong text, or folders that hold something else; raised before anything is written.
     """
     corpus = load_corpus(study.runs[0].data)
-    layout = sharding.make_layout(study.mesh)
+    layout = sharding.make_layout(study.mesh, study.rules)
     run_folder.check_study(study.folder)
     outcomes = [_run(run, study, corpus, layout) for run in study.runs]
     summary = results.summarise(outcomes, study, corpus)
@@ -49,11 +49,12 @@ def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> res
 
 def _probe_held_out(decoder: Decoder, params: dict, corpus: Corpus, windows: int) -> xarray.Dataset:
     """Frequency usage on held-out windows."""
-    batches = (
+    batches = [
         (rows[:, :-1], np.repeat(weights[:, None], rows.shape[1] - 1, axis=1))
         for rows, weights in corpus.held_out_batches(windows)
-    )
-    text = f"{windows} held-out windows of {corpus.name}"
+    ]
+    read = int(sum(weights[:, 0].sum() for _, weights in batches))  # there may be fewer
+    text = f"{read} held-out windows of {corpus.name}"
     datasets = probes.run(decoder, params, batches, [probes.frequency_usage], text=text)
     return datasets["frequency_usage"]
 

@@ -52,6 +52,7 @@ def make_named(layers=LAYERS, heads=HEADS) -> xr.Dataset:
     return xr.Dataset(
         {"name": (by_head, name), "score": (by_head, best), "scores": ((*by_head, "kind"), scores)},
         coords={"kind": np.array(KINDS, object)},
+        attrs={"window": 8, "threshold": 0.5},
     )
 
 

@@ -405,6 +405,16 @@ def test_key_pairs_have_the_largest_products():
     np.testing.assert_array_equal(dpe.key_pairs(q, k, 2), expected)
 
 
+def test_key_pairs_of_layers_with_fewer_key_heads_and_pairs():
+    """Layers end in NaN where they have fewer: each query head goes with the keys it reads."""
+    q, nan = np.ones((2, 2, 4)), np.nan
+    q[1, :, 2:] = nan
+    k = np.array([[[4.0, 1, 1, 1], [1, 1, 1, 4]], [[1, 4, nan, nan], [nan] * 4]])
+    first = [[True, False, False, False], [False, False, False, True]]
+    second = [[False, True, False, False]] * 2
+    np.testing.assert_array_equal(dpe.key_pairs(q, k, 1), [first, second])
+
+
 def test_dpe_refuses_what_it_cannot_do():
     config = presets.tiny()
     with pytest.raises(UserError, match="whole numbers of at least 1"):

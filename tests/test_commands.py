@@ -26,6 +26,8 @@ WRONG = {
     "rate": ("--config.train.learning_rate=-1.", r"learning_rate=-1\.0 must be a positive"),
     "length": ("--config.data.length=1", r"length=1.*set config\.data\.length"),
     "mesh": ("--config.mesh=fsdp=5", r"does not fit 1 device.*set config\.mesh"),
+    "rules": ("--config.rules.embed=fsd", r"rules\.embed='fsd'.*set config\.rules\.embed"),
+    "one axis twice": ("--config.rules.mlp=fsdp", r"twice over the same.*set config\.rules\.mlp"),
     "tokenizer": ("--config.data.tokenizer=no.model", r"no\.model.*set config\.data\.tokenizer"),
     "argument": ("extra", r"unexpected argument 'extra'"),
     "flag": ("--confg.seed=1", r"confg"),

@@ -307,9 +307,20 @@ def test_unknown_preset_names_the_nearest():
 def test_layout_keeps_too_few_kv_heads_whole_and_refuses_the_rest():
     layout = make_layout("tensor=4,fsdp=2")
     fitted = fit_layout(TINY, layout)  # 2 kv heads on 4 devices
-    assert fitted.rules.kv_heads is None and fitted.rules.heads == "tensor"
-    with pytest.raises(UserError, match=r"mlp_hidden=66 does not divide over 4"):
+    assert fitted.rules.kv_heads == () and fitted.rules.heads == ("tensor",)
+    with pytest.raises(UserError, match=r"mlp_hidden=66 .* does not divide over 4"):
         fit_layout(dataclasses.replace(TINY, mlp_hidden=66), layout)
+
+
+@pytest.mark.eight_devices
+def test_layout_fits_the_shapes_of_every_layer():
+    layout = make_layout("tensor=2,fsdp=4")
+    one_kv_head = dataclasses.replace(TINY, pattern=(LayerSpec(), LayerSpec(kv_heads=1)))
+    assert fit_layout(TINY, layout).rules.kv_heads == ("tensor",)
+    assert fit_layout(one_kv_head, layout).rules.kv_heads == ()
+    odd = dataclasses.replace(TINY, pattern=(LayerSpec(), LayerSpec(mlp_hidden=65)))
+    with pytest.raises(UserError, match=r"mlp_hidden=65 \(of pattern_1\.gate\)"):
+        fit_layout(odd, layout)
 
 
 def test_what_does_not_decay_says_so():

@@ -199,7 +199,7 @@ def test_loss_curves_show_raw_smoothed_and_final_values():
     np.testing.assert_array_equal(raw.get_ydata(), 2 + noise)
     assert smooth.get_ydata().std() < 0.5 * noise.std()
     assert smooth.get_ydata().mean() == pytest.approx(2, abs=0.05)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
         f"{name}: {line.get_ydata()[-1]:.4f}"
         for name, line in zip(curves, axes.lines[1::2], strict=True)

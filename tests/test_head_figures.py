@@ -120,7 +120,7 @@ def test_head_kinds_writes_every_head_and_counts_kinds():
     )
     figure = figures.head_kinds(named)
     cells = [text.get_text() for text in figure.axes[0].texts]
-    assert cells == ["di 0.90", "si 0.80", "si 0.70", "mi 0.30"]
+    assert cells == ["di\n0.90", "si\n0.80", "si\n0.70", "mi\n0.30"]
     for part in ("si: sink (2)", "di: diagonal (1)", "pr: previous (0)", "a model; a poem"):
         assert part in shown(figure)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["4", "5"]
@@ -140,6 +140,15 @@ def test_single_heads_are_drawn_with_the_keys_they_read():
     )
     np.testing.assert_array_equal(keys.lines[2].get_ydata(), usage.k.values[0, 0])
     assert "mine (layer 2, head 3)" in shown(figure)
+
+
+def test_heads_of_layers_with_fewer_key_heads_are_drawn_with_their_own():
+    """As in Gemma 4: a query head reads another key head where its layer has fewer."""
+    usage = make_usage(ENCODINGS["rope"])
+    usage["k"][1, 1] = np.nan  # one key head serves all four query heads of that layer
+    keys = figures.head_usage(usage, {"one": (1, 3), "two": (2, 3)}).axes[1]
+    np.testing.assert_array_equal(keys.lines[1].get_ydata(), usage.k.values[1, 0])
+    np.testing.assert_array_equal(keys.lines[2].get_ydata(), usage.k.values[2, 1])
 
 
 def with_norms(encoding: rotary.Encoding, norms: list[float]) -> xr.Dataset:
@@ -182,6 +191,17 @@ def test_slow_bands_names_where_they_begin_and_puts_unrotated_pairs_to_the_left(
     )
 
 
+def test_local_and_global_layers_are_told_apart():
+    usage = with_norms(ENCODINGS["rope"], [1, 1, 1, 1, 1, 1, 5, 6])
+    usage["inverse_frequency"][1] = rotary.rope(500_000).inverse_frequencies(16)
+    keys = figures.slow_bands({"gemma": usage}).axes[1]
+    first, second = (line for line in keys.lines if "gemma" in line.get_label())
+    assert first.get_label().startswith("gemma, layers 0, 2: band from")
+    assert second.get_label().startswith("gemma, layer 1: band from")
+    assert first.get_color() != second.get_color()
+    assert first.get_linestyle() != second.get_linestyle()
+
+
 def test_domains_share_one_scale():
     usages = {name: make_usage(ENCODINGS["rope"]) for name in ("prose", "code")}
     usages["code"]["q"] *= 3
@@ -206,7 +226,7 @@ def test_intervention_effects_show_loss_and_every_head():
             "previous": (dims, previous, {"long_name": "mean attention on the token before"}),
         },
         coords={"intervention": ["plain", "a", "b"], "layer": [0, 1], "head": range(4)},
-        attrs={"model": "a model", "texts": 3, "tokens": 1234},
+        attrs={"model": "a model", "texts": 3, "tokens": 1234, "context": 64},
     )
     figure = figures.intervention_effects(effects)
     widths = [bar.get_width() for bar in figure.axes[0].patches]

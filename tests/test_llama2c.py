@@ -8,13 +8,15 @@ import pytest
 
 from rope_study import checkpoints
 
-D, F, L, N, K, V, T = 16, 24, 3, 4, 2, 20, 8
+SIZES = D, F, L, N, K, V, T = 16, 24, 3, 4, 2, 20, 8
 H = D // N
 
 
-def write(path, shared=True, *, D=D, F=F, L=L, N=N, K=K, V=V, T=T):
+def write(path, shared=True, sizes=SIZES):
     """A random model; returns its arrays."""
-    random, H = np.random.default_rng(0), D // N
+    random = np.random.default_rng(0)
+    D, F, L, N, K, V, T = sizes
+    H = D // N
     shapes = {
         "token_embedding": (V, D), "rms_att": (L, D), "wq": (L, D, D), "wk": (L, K * H, D),
         "wv": (L, K * H, D), "wo": (L, D, D), "rms_ffn": (L, D), "w1": (L, F, D), "w2": (L, D, F),

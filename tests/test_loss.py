@@ -51,6 +51,35 @@ def test_equals_optax_under_a_mesh(inputs, mesh):
 
 
 @pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"embed": ("data", "fsdp")},
+        {"embed": "tensor", "vocab": None},
+        {"embed": "tensor,data", "vocab": "fsdp"},
+        {"embed": None, "vocab": "fsdp,tensor"},
+        {"vocab": "tensor,fsdp", "embed": "data"},
+        {"batch": "fsdp", "embed": "data"},
+        {"batch": ("data",)},
+        {"batch": None},
+    ],
+    ids=str,
+)
+def test_equals_optax_under_any_rules(inputs, rules):
+    layout = sharding.make_layout("data=2,fsdp=2,tensor=2", sharding.Rules(**rules))
+    check(lambda *args: loss.cross_entropy(*args, layout, 7), inputs)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize("rows", [1, 3])
+def test_equals_optax_where_rows_do_not_divide(inputs, rows):
+    x, embedding, targets, weights = inputs
+    some = x[:rows], embedding, targets[:rows], weights[:rows]
+    layout = sharding.make_layout("data=2,fsdp=2,tensor=2")
+    check(lambda *args: loss.cross_entropy(*args, layout, 7), some)
+
+
+@pytest.mark.eight_devices
 @pytest.mark.parametrize("mesh", [None, "fsdp=2,tensor=4"])
 def test_capped_logits_equal_optax(inputs, mesh):
     layout = mesh and sharding.make_layout(mesh)

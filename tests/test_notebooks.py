@@ -23,6 +23,8 @@ from rope_study.interventions import ablate, band, measure, random_band, unrotat
 from rope_study.training.quickstart import small_model
 
 PATHS = notebooks.NOTEBOOKS
+RESULTS = [p for p in (notebooks.FOLDER.parent / "results").iterdir() if p.is_file()]
+FLOAT = re.compile(r"-?\d+\.\d+")
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
 
@@ -92,6 +94,43 @@ def _member(module: str, name: str) -> object:
     return getattr(package, name, None) or importlib.import_module(f"{module}.{name}")
 
 
+@pytest.mark.parametrize("clone", ["rope_study", "elsewhere"])
+def test_the_first_cell_installs_beside_a_clone(clone, tmp_path):
+    """In an environment without the package: its folder, of the same name, is not it."""
+    (tmp_path / clone / "rope_study").mkdir(parents=True)
+    cell = notebooks.INSTALL.replace("%matplotlib inline", "")
+    # pip is not run: the cell is to ask for it.
+    stub = "import subprocess, sys\n"
+    stub += "subprocess.run = lambda command, **_: sys.exit(' '.join(command[3:]))\n"
+    bare = subprocess.run(
+        [sys.executable, "-S", "-c", stub + cell],
+        cwd=tmp_path, env={"PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert bare.stderr.startswith("install") and notebooks.REPOSITORY in bare.stderr, bare.stderr
+
+
+def test_numbers_in_what_they_say_are_in_what_they_printed():
+    """Of the texts about the small model: two decimals, as in the outputs of that notebook."""
+    for path in PATHS:
+        cells = nbformat.read(path, as_version=4).cells
+        said = [cell.source for cell in cells if cell.source.startswith("**The small model")]
+        printed = [o.get("text", "") for cell in cells for o in cell.get("outputs", [])]
+        printed += [p.read_text() for p in RESULTS if any(p.name in text for text in said)]
+        missing = [
+            number
+            for text in said
+            for number in re.findall(r"\b0\.\d+", re.sub(r"[\w.]*0\.\d+-RoPE|p = [\d.]+", "", text))
+            if not _appears(number, "".join(printed))
+        ]
+        assert missing == [], path.name
+
+
+def _appears(number: str, printed: str) -> bool:
+    """Whether a printed number rounds to this one."""
+    decimals = len(number.partition(".")[2])
+    return any(f"{abs(float(found)):.{decimals}f}" == number for found in FLOAT.findall(printed))
+
+
 # --- run ------------------------------------------------------------------------------------------
 
 
@@ -117,7 +156,7 @@ def run_notebook(path: Path, workplace: Path) -> None:
     assert any("image/png" in output.get("data", {}) for output in outputs)
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     if path.stem == "3_positional_heads":
-        verdicts = re.findall(r"^(They|Pos|The control).*: (True|False)$", printed, re.M)
+        verdicts = re.findall(r"^(They|The control).*: (True|False)$", printed, re.M)
         assert [verdict for _, verdict in verdicts] == ["True", "True", "False", "True"]
     if path.stem == "6_your_model":
         assert (workplace / "runs" / "probed" / "index.html").stat().st_size > 10_000

@@ -66,6 +66,33 @@ def tab(browser):
     return browser
 
 
+def test_many_heads_are_all_in_sight_and_every_tick_is_whole(tab, tmp_path):
+    usage = make_usage(3, 32, 8, 64)
+    usage["inverse_frequency"][:] = 10_000.0 ** (-np.arange(64) / 64) * 0.9  # ends in 0.0001
+    named, maps = make_named(3, 32), [make_map(layers=3, heads=32)]
+    tab.page.goto(address(make_page(tmp_path, usage=usage, named=named, maps=maps)))
+    for width in (700, 1000, 1300):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        cut = tab.page.evaluate(
+            """[...document.querySelectorAll("#norms svg text")].filter((text) => {
+              const box = text.getBoundingClientRect();
+              const frame = text.closest("svg").getBoundingClientRect();
+              return box.left < frame.left || box.right > frame.right;
+            }).map((text) => text.textContent)"""
+        )
+        assert cut == []
+    grid = "document.querySelector('#overview .wide')"
+    assert tab.page.evaluate(f"{grid}.scrollWidth <= {grid}.clientWidth")
+
+
+def test_the_page_says_what_kinds_scores_and_mixed_mean(heads):
+    page, data = heads
+    legend = page.locator("#legend").inner_text()
+    for part in (*data["meanings"], "no score above 0.50", "on the nearest 8 tokens"):
+        assert part in legend
+    assert "Where the score" in page.locator("#kinds-help").inner_text()
+
+
 @pytest.fixture
 def heads(tab, tmp_path):
     """The page of heads in the tab, and the data it holds; afterwards, nothing went wrong."""

@@ -15,6 +15,7 @@ from rope_study import probe, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.data import Text, load_tokenizer
 from rope_study.decoder import Decoder, presets
+from rope_study.errors import UserError
 from rope_study.evaluate import main as evaluate
 from rope_study.generate import main as generate
 from rope_study.reports import model
@@ -134,15 +135,32 @@ def test_texts_that_fill_up_devices_count_once():
     assert measured[0].by_label["b"].tokens == 3 * 41
 
 
-def test_likeliest_heads_have_the_largest_scores():
-    scores = np.zeros((2, 3, 2))
-    scores[1, 2, 0], scores[0, 1, 1] = 0.9, 0.4
-    scores[0, 0, 0] = np.nan  # a layer with fewer heads
+def test_without_a_page_the_command_says_why(run, tmp_path, capfd):
+    out = tmp_path / "probed"
+    arguments = [f"--checkpoint={run}", f"--string={LONG}", f"--out={out}", "--page_texts=0"]
+    assert not run_probe(*arguments)
+    assert "no index.html: it needs --probes=" in capfd.readouterr().out
+
+
+def test_more_labels_than_a_figure_shows_are_refused_before_probing():
+    texts = [Text(LONG, str(i)) for i in range(31)]
+    decoder, tokenizer = Decoder(presets.tiny()), load_tokenizer("bytes")
+    with pytest.raises(UserError, match=r"31 labels, and a figure shows at most 30"):
+        model.probe(decoder, {}, tokenizer, texts)
+
+
+def test_surest_heads_are_of_the_kinds_that_there_are():
+    names = np.array([["diagonal", "mixed"], ["diagonal", "mixed"]], object)
     named = xarray.Dataset(
-        {"scores": (("layer", "head", "kind"), scores)},
+        {
+            "name": (("layer", "head"), names),
+            "score": (("layer", "head"), [[0.6, 0.4], [0.9, np.nan]]),
+        },
         coords={"kind": np.array(["diagonal", "sink"], object)},
     )
-    assert model.likeliest_heads(named) == {"most diagonal": (1, 2), "most sink": (0, 1)}
+    assert model.surest_heads(named) == {"diagonal, score 0.90": (1, 0)}
+    mixed = named.assign(name=named.name.where(False, "mixed"))
+    assert list(model.surest_heads(mixed)) == ["mixed, score 0.90"]
 
 
 WRONG = {

@@ -18,6 +18,8 @@ from rope_study.decoder import Decoder, LayerSpec, attention, presets
 from rope_study.decoder.attention_scores import Alibi
 from rope_study.decoder.query_scaling import LogN
 from rope_study.errors import UserError
+from rope_study.interventions import measurement
+from rope_study.interventions.changes import changes
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
 from rope_study.probes.one_text import read_activations
@@ -25,6 +27,7 @@ from rope_study.probes.rotary_outliers import pair_angles, sign_over
 from rope_study.probes.run import compiled
 from rope_study.probes.sinks import _residual
 from rope_study.probes.spectral import spectrum
+from rope_study.reports.model import PROBES
 from rope_study.rotary import parse
 from rope_study.sharding import make_layout
 
@@ -126,6 +129,37 @@ def test_padding_does_not_count(mixed, measured):
     for name in ("q_outliers_within", "k_outliers_within", "pairs_within", "sign"):
         got["rotary_outliers"][name] = measured["rotary_outliers"][name]
     assert_same(got, measured, rtol=2e-4, atol=2e-5)
+
+
+def products(jaxpr):
+    """Every matrix product of a jaxpr, those of inner ones too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+def assert_exact(function, *arguments):
+    """All matrix products of a function are at the highest precision, so f32 is f32 on a TPU."""
+    found = list(products(jax.make_jaxpr(function)(*arguments).jaxpr))
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert found and [str(p) for p in found if p.params["precision"] != highest] == []
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_no_probe_rounds_on_any_device(mixed, name):
+    decoder, params = mixed
+    probe, tokens = PROBES[name](load_tokenizer("bytes")), jnp.ones((2, 80), jnp.int32)
+    assert_exact(lambda p: decoder.apply({"params": p}, tokens, probes=[probe])[1], params)
+
+
+def test_no_intervention_rounds_on_any_device(mixed):
+    decoder, params = mixed
+    change, tokens = changes(decoder.config, ()), jnp.ones((2, 24), jnp.int32)
+    layout, weights = make_layout(), jnp.ones((2, 24))
+    assert_exact(measurement._compiled_losses(MIXED, layout, ()), params, change, tokens)
+    assert_exact(measurement._compiled_patterns(MIXED, layout, ()), params, change, tokens, weights)
 
 
 def test_sums_have_the_same_shapes_whatever_the_batch(mixed):

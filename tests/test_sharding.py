@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_parameters import random_parameters
 
-from rope_study import probes, sharding
+from rope_study import interventions, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.decoder import Decoder, fit_layout, presets
 from rope_study.errors import UserError
@@ -43,6 +44,19 @@ def train(layout, compute_dtype="float32"):
 @pytest.fixture(scope="module")
 def one_device_run():
     return train(sharding.one_device())
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"embed": "tensor", "heads": "fsdp", "kv_heads": "fsdp", "mlp": "fsdp", "vocab": "fsdp"},
+        {"batch": "data", "length": "fsdp", "head_dim": "fsdp", "embed": None, "layers": "data"},
+    ],
+    ids=str,
+)
+def test_losses_under_other_rules_equal_one_device(one, rules):
+    layout = sharding.make_layout("data=2,fsdp=2,tensor=2", sharding.Rules(**rules))
+    np.testing.assert_allclose(train(layout)[3], one[3], rtol=3e-6)
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +144,63 @@ def test_wrong_meshes_are_refused(mesh, message):
 
 
 def test_rules_refuse_one_mesh_axis_twice():
-    rules = sharding.Rules(mlp="fsdp")
+    layout = sharding.make_layout("fsdp=8", sharding.Rules(mlp="fsdp"))
     with pytest.raises(UserError, match="twice over the same mesh axis"):
-        sharding.make_layout("fsdp=8", rules).spec(("embed", "mlp"))
+        fit_layout(presets.tiny(), layout)
+
+
+@pytest.mark.parametrize("axes", ["f", "fsdp,fsdp", ("model",)])
+def test_rules_name_axes_of_the_mesh(axes):
+    with pytest.raises(UserError, match=r"rules.embed=.*Known: data, fsdp, tensor"):
+        sharding.Rules(embed=axes)
+
+
+def test_the_config_sets_rules():
+    config = settings.default()
+    assert settings.resolve(config).rules == sharding.Rules()
+    config.rules.embed, config.rules.vocab = "data,fsdp", ""
+    rules = settings.resolve(config).rules
+    assert rules == sharding.Rules(embed=("data", "fsdp"), vocab=())
 
 
 def test_rows_must_divide_over_devices():
     with pytest.raises(UserError, match=r"batch of 6 rows does not divide over 8"):
         sharding.make_layout("fsdp=8").place(np.zeros((6, 3), np.int32))
+
+
+# --- the same lines on one device and on eight ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_text():
+    """A decoder for one device and for eight, its parameters, and a single text."""
+    model = presets.tiny()
+    decoders = Decoder(model), Decoder(model, sharding.make_layout("data=2,fsdp=2,tensor=2"))
+    return decoders, random_parameters(model), windows(0)[:1]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda decoder, params, text: decoder.apply({"params": params}, text)[0],
+        lambda decoder, params, text: decoder.apply(
+            {"params": params}, text[:, :-1], text[:, 1:], method="loss"
+        ),
+        lambda decoder, params, text: evaluate(decoder, params, [(text, np.ones(1))]).losses,
+        lambda decoder, params, text: (
+            interventions.measure(
+                decoder,
+                params,
+                [(text, np.ones(text.shape, np.float32))],
+                {"none": interventions.ablate(interventions.band(fastest=0.5))},
+                copies=3,
+            )
+            .drop_vars("intervention")
+            .to_array()
+        ),
+    ],
+    ids=["apply", "loss", "evaluate", "measure"],
+)
+def test_one_text_reads_the_same_on_eight_devices(one_text, read):
+    (one, eight), params, text = one_text
+    np.testing.assert_allclose(read(eight, params, text), read(one, params, text), 1e-4, 1e-5)

@@ -8,9 +8,15 @@ added to their registries.
 from rope_study.decoder.config import DecoderConfig, LayerSpec
 from rope_study.decoder.decoder import (
     Decoder,
-    fit_layout,
     parameter_count,
     parameter_tree,
 )
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe
-from rope_study.decoder.inputs import check_bos, check_ids, check_tokens, check_vocabulary
+from rope_study.decoder.inputs import (
+    check_bos,
+    check_ids,
+    check_length,
+    check_tokens,
+    check_vocabulary,
+)
+from rope_study.decoder.layout import fit_layout

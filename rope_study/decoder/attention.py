@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_study.errors import UserError
 from rope_study.sharding import Layout
@@ -217,6 +218,11 @@ def _split(length: int, keys: int) -> tuple[Array | None, Array]:
         return None, queries
     whole = length // QUERY_BLOCK * QUERY_BLOCK
     return queries[:whole].reshape(-1, QUERY_BLOCK), queries[whole:]
+
+
+def key_heads(heads: int, kv_heads: int) -> np.ndarray:
+    """int[heads]: the key-value head that each query head reads; neighbours share one."""
+    return np.arange(heads) * kv_heads // heads
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:

@@ -21,7 +21,7 @@ class LayerSpec:
     """What may differ from layer to layer; shapes that are None are the decoder's."""
 
     rotary: Rotary = dataclasses.field(default_factory=Rope)
-    window: int | None = None  # local attention: how many positions back; None reads all
+    window: int | None = None  # local attention: how many keys, a query's own included; None: all
     chunk: int | None = None  # chunked attention: reads keys of its own chunk of so many positions
     qk_norm: QKNorm | QKNormFixed | None = None
     query_scale: QueryScale | None = None
@@ -62,6 +62,7 @@ class DecoderConfig:
     layer_scalar: bool = False  # one number that multiplies a layer's output (Gemma 4)
     per_layer_dim: int = 0  # of the embedding that every layer reads anew; 0: none (Gemma 4)
     per_layer_vocab_size: int = 0  # rows of that embedding
+    trained_length: int | None = None  # the most tokens of a text in training, where that is known
     bos: int | None = None  # the token that every text must begin with (released Gemmas)
     source: str | None = None  # names the weights, and how they are quantised, in figures
     compute_dtype: str = "float32"
@@ -80,6 +81,10 @@ class DecoderConfig:
         """The same decoder with these fields of LayerSpec in all of its layers."""
         pattern = tuple(dataclasses.replace(spec, **fields) for spec in self.pattern)
         return dataclasses.replace(self, pattern=pattern)
+
+    def at_most_trained(self, length: int) -> int:
+        """`length`, or the trained length where that is less."""
+        return length if self.trained_length is None else min(length, self.trained_length)
 
     def reference_f32(self) -> "DecoderConfig":
         """The same decoder in f32 on the reference backend, which shows every activation."""

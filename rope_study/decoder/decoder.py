@@ -4,7 +4,6 @@ Linen declares parameters and nothing else; a layer is the plain function `layer
 T length, D d_model, V vocabulary, P per_layer_dim.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +24,6 @@ from rope_study.decoder.layer import (
 )
 from rope_study.decoder.norms import rms_norm
 from rope_study.decoder.query_scaling import keys_read
-from rope_study.errors import UserError
 from rope_study.sharding import Layout
 from rope_study.sharding.parameter import Parameter
 
@@ -291,7 +289,10 @@ class Decoder(nn.Module):
         return x, measured, to_cache
 
     def _constrain(self, x: Array) -> Array:
-        return x if self.layout is None else self.layout.constrain(x, "batch", "length", None)
+        if self.layout is None:
+            return x
+        layout = self.layout.whole_where_uneven(batch=x.shape[0], length=x.shape[1])
+        return layout.constrain(x, "batch", "length", None)
 
 
 def _scan(step: Callable, x: Array, inputs: Any, length: int, compiled_once: bool):
@@ -360,32 +361,6 @@ def _rematerialised(run_layer: Callable, remat: str) -> Callable:
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     # Arguments: x, weights, spec (static), index, cached, source.
     return jax.checkpoint(run_layer, policy=policy, static_argnums=(2,))
-
-
-def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
-    """The layout to run this decoder in: kv_heads stay whole where there are too few to split.
-
-    Raises:
-      UserError: another dimension does not divide over its devices.
-    """
-    if config.kv_heads % layout.shards("kv_heads"):
-        layout = dataclasses.replace(layout, rules=dataclasses.replace(layout.rules, kv_heads=None))
-    dimensions = [
-        ("embed", "d_model"),
-        ("heads", "heads"),
-        ("mlp", "mlp_hidden"),
-        ("vocab", "vocab_size"),
-        ("vocab", "per_layer_vocab_size"),
-        ("embed", "per_layer_dim"),
-    ]
-    for axis, field in dimensions:
-        if getattr(config, field) % layout.shards(axis):
-            raise UserError(
-                f"{field}={getattr(config, field)} does not divide over {layout.shards(axis)}"
-                " devices: change it or mesh",
-                field,
-            )
-    return layout
 
 
 def parameter_count(config: DecoderConfig) -> int:

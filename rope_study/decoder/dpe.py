@@ -125,11 +125,15 @@ def key_pairs(q_norms: np.ndarray, k_norms: np.ndarray, count: int) -> np.ndarra
     """bool[L, N, P], the `count` pairs of every layer and head with the largest |q| |k|.
 
     Args:
-      q_norms: mean norms of query pairs [L, N, P], as the frequency_usage probe gives them.
+      q_norms: mean norms of query pairs [L, N, P], as the frequency_usage probe gives them: layers
+        with fewer pairs or key heads than the largest end in NaN.
       k_norms: mean norms of key pairs [L, K, P].
       count: how many pairs move (48 of 64 in the paper).
     """
-    scores = q_norms * np.repeat(k_norms, q_norms.shape[1] // k_norms.shape[1], axis=1)
+    heads = q_norms.shape[1]
+    present = [keys[~np.isnan(keys).all(axis=-1)] for keys in k_norms]
+    read = np.stack([keys[attention.key_heads(heads, len(keys))] for keys in present])
+    scores = np.nan_to_num(q_norms * read, nan=-np.inf)
     order = np.argsort(-scores, axis=-1, kind="stable")
     largest = np.zeros(scores.shape, bool)
     np.put_along_axis(largest, order[..., :count], True, axis=-1)
@@ -140,8 +144,9 @@ def add_pairs(params: dict, config: DecoderConfig, pairs: np.ndarray) -> dict:
     """The parameters with which pairs move, bool[L, N, P], for dpe(..., selected=True)."""
     pairs = np.asarray(pairs, np.float32)
     params = dict(params)
-    for group, _, layers in config.layer_groups:
-        moved = pairs[layers.start : layers.stop : layers.step]
+    for group, place, layers in config.layer_groups:
+        size = config.of_layer(config.pattern[place]).head_dim // 2
+        moved = pairs[layers.start : layers.stop : layers.step, :, :size]
         stacked = moved if group.startswith("pattern") else moved[0]
         params[group] = {**params[group], PAIRS: stacked}
     return params

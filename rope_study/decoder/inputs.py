@@ -4,6 +4,7 @@ Looked at on the host, before anything is placed on devices: on them an id outsi
 quietly become another one. `Decoder.apply` is the user's own program and checks nothing.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -97,4 +98,17 @@ def check_vocabulary(config: DecoderConfig, tokenizer: Tokenizer) -> None:
             f"tokenizer {tokenizer.name!r} has {tokens:,} tokens and the model {rows:,} rows in its"
             " embedding: they are of different models; give the model's own",
             "tokenizer",
+        )
+
+
+def check_length(config: DecoderConfig, length: int) -> None:
+    """Warns of texts of more tokens than the decoder was trained on, where that is known.
+
+    What heads do changes there: on a small model of 256 tokens most look semantic at 2,048.
+    """
+    if config.at_most_trained(length) < length:
+        warnings.warn(
+            f"{length:,} tokens are more than the {config.trained_length:,} that the model was"
+            " trained on: what it does past them is not what it does within them",
+            stacklevel=3,
         )

@@ -9,9 +9,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from rope_study.decoder.attention import precision
 from rope_study.sharding import Layout
+from rope_study.sharding.mesh import MeshAxes
 
 Array = jax.Array
 
@@ -83,26 +85,30 @@ def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
     """Losses [B, T] and, where asked for, (dx, d_embedding): all at once, or device by device."""
     if layout is None:
         return _chunks(x, embedding.astype(x.dtype), targets, weights, chunk, cap, gradients)
-    rules = layout.rules
-    batch_axes = rules.batch or ()
+    rules = layout.whole_where_uneven(batch=len(x)).rules
+    # Devices with different rows may share a table by its width, which they gather, and devices
+    # with the same rows by the vocabulary, whose parts they sum; other splits are undone before.
+    embed_axes = tuple(axis for axis in rules.embed if axis in rules.batch)
+    vocab_axes = tuple(axis for axis in rules.vocab if axis not in rules.batch)
 
     def local(x, embedding, targets, weights):
         # The table is gathered once and its gradient scattered once. Under plain GSPMD the
         # compiled TPU program sums the whole gradient over devices again in every chunk.
         embedding = embedding.astype(x.dtype)
-        if rules.embed:
-            embedding = jax.lax.all_gather(embedding, rules.embed, axis=1, tiled=True)
+        if embed_axes:
+            embedding = jax.lax.all_gather(embedding, embed_axes, axis=1, tiled=True)
         losses, dx, d_embedding = _chunks(
-            x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=rules.vocab
+            x, embedding, targets, weights, chunk, cap, gradients, vocab_axes
         )
-        if gradients and rules.embed in batch_axes:
+        if gradients and embed_axes:
             d_embedding = jax.lax.psum_scatter(
-                d_embedding, rules.embed, scatter_dimension=1, tiled=True
+                d_embedding, embed_axes, scatter_dimension=1, tiled=True
             )
-        others = tuple(axis for axis in batch_axes if axis != rules.embed)
+        others = tuple(axis for axis in rules.batch if axis not in embed_axes)
         return losses, dx, None if d_embedding is None else _psum(d_embedding, others)
 
-    rows, table = layout.spec(["batch"]), layout.spec(["vocab", "embed"])
+    rows = PartitionSpec(rules.batch or None)
+    table = PartitionSpec(vocab_axes or None, embed_axes or None)
     return jax.shard_map(
         local,
         mesh=layout.mesh,
@@ -112,11 +118,11 @@ def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
     )(x, embedding, targets, weights)
 
 
-def _psum(a: Array, axes: str | tuple[str, ...] | None) -> Array:
+def _psum(a: Array, axes: MeshAxes) -> Array:
     return jax.lax.psum(a, axes) if axes else a
 
 
-def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=None):
+def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axes=()):
     """The loop over chunks of tokens, on one device (or one device's part of the vocabulary)."""
     B, T = targets.shape
     chunk = min(chunk, B * T)
@@ -134,7 +140,7 @@ def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=No
     def step(d_embedding, inputs):
         chunk_of_x, chunk_targets, chunk_weights = inputs
         losses, dx, d_part = _one_chunk(
-            chunk_of_x, chunk_targets, chunk_weights, embedding, cap, gradients, vocab_axis
+            chunk_of_x, chunk_targets, chunk_weights, embedding, cap, gradients, vocab_axes
         )
         return (d_embedding + d_part if gradients else None), (losses, dx)
 
@@ -144,19 +150,19 @@ def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axis=No
     return join(losses), None if dx is None else join(dx), d_embedding
 
 
-def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axis):
+def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axes):
     """One chunk: x[M, D], targets[M], weights[M] -> losses[M], dx[M, D], d_embedding f32[V, D]."""
     matmul = functools.partial(
         jnp.einsum, preferred_element_type=jnp.float32, precision=precision(x.dtype)
     )
     logits = soft_cap(matmul("md,vd->mv", x, embedding), cap)
-    first = jax.lax.axis_index(vocab_axis) * embedding.shape[0] if vocab_axis else 0
+    first = jax.lax.axis_index(vocab_axes) * embedding.shape[0] if vocab_axes else 0
     hit = targets[:, None] == first + jnp.arange(embedding.shape[0])
     top = jnp.max(logits, axis=-1)
-    top = jax.lax.pmax(top, vocab_axis) if vocab_axis else top
+    top = jax.lax.pmax(top, vocab_axes) if vocab_axes else top
     exponentials = jnp.exp(logits - top[:, None])
-    normaliser = _psum(jnp.sum(exponentials, axis=-1), vocab_axis)
-    target_logit = _psum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), vocab_axis)
+    normaliser = _psum(jnp.sum(exponentials, axis=-1), vocab_axes)
+    target_logit = _psum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), vocab_axes)
     losses = top + jnp.log(normaliser) - target_logit
     if not gradients:
         return losses, None, None
@@ -164,5 +170,5 @@ def _one_chunk(x, targets, weights, embedding, cap, gradients, vocab_axis):
     if cap is not None:
         d_logits *= 1 - jnp.square(logits / cap)  # the derivative of tanh
     d_logits = d_logits.astype(x.dtype)
-    dx = _psum(matmul("mv,vd->md", d_logits, embedding), vocab_axis).astype(x.dtype)
+    dx = _psum(matmul("mv,vd->md", d_logits, embedding), vocab_axes).astype(x.dtype)
     return losses, dx, matmul("mv,md->vd", d_logits, x)

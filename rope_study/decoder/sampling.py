@@ -11,7 +11,7 @@ import numpy as np
 from rope_study import sharding
 from rope_study.data import Tokenizer
 from rope_study.decoder.decoder import Decoder
-from rope_study.decoder.inputs import check_tokens, check_vocabulary
+from rope_study.decoder.inputs import check_length, check_tokens, check_vocabulary
 from rope_study.decoder.layer import KeyValues
 from rope_study.errors import UserError
 from rope_study.sharding import compiler
@@ -94,9 +94,11 @@ def generate_tokens(
         raise UserError(f"lengths={lengths} are not those of prompts {prompts.shape}", "lengths")
     if not lengths.min() > 0:
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
-    rows = np.arange(-(-B // _shards(decoder)) * _shards(decoder)) % B  # fill up the devices
+    check_length(decoder.config, int(lengths.max()) + tokens)
+    layout = decoder.layout or sharding.one_device()
+    rows = layout.fill(B)
     decoder = _cached(decoder)
-    options = compiler.lean_options(params, decoder.layout or sharding.one_device())
+    options = compiler.lean_options(params, layout)
     generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows], jnp.int32),
         jnp.asarray(lengths[rows]), jnp.float32(temperature), jax.random.key(seed),
@@ -163,7 +165,3 @@ def _cached(decoder: Decoder) -> Decoder:
     """The decoder on the backend that knows caches."""
     config = dataclasses.replace(decoder.config, attention="reference", remat="none")
     return Decoder(config, decoder.layout)
-
-
-def _shards(decoder: Decoder) -> int:
-    return 1 if decoder.layout is None else decoder.layout.shards("batch")

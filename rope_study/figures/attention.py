@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from rope_study.figures.style import (
     BLUE,
@@ -20,6 +21,7 @@ from rope_study.figures.style import (
     KIND_COLOURS,
     RED,
     SIGNED_MAP,
+    as_text,
     label_pairs,
     new_figure,
 )
@@ -36,12 +38,13 @@ def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     columns = min(len(maps), 3)
     rows = math.ceil(len(maps) / columns)
     first = next(iter(maps.values()))
-    figure = new_figure((4.6 * columns + 0.8, 4.6 * rows + 0.6), f"Attention\n{_model(first)}")
+    side = max(4.6, 1.6 + 0.1 * min(first.sizes["query"], MOST_LABELS))  # inches
+    figure = new_figure((side * columns + 0.8, side * rows + 0.6), f"Attention\n{_model(first)}")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     weights = ScalarMappable(Normalize(0, 1), COLOUR_MAP)
     for axes, (name, attention) in zip(panels, maps.items(), strict=False):
         _draw_map(axes, attention, weights)
-        axes.set_title(f"{name}\n{_head(attention)}", fontsize=10)
+        axes.set_title(as_text(f"{name}\n{_head(attention)}"), fontsize=10)
     for axes in panels[len(maps) :]:
         axes.remove()
     figure.colorbar(weights, ax=figure.axes, fraction=0.03, label="attention weight")
@@ -75,7 +78,7 @@ def attention_by_band(
     logits = ScalarMappable(Normalize(-largest, largest), SIGNED_MAP)
     for axes, (name, added) in zip(rest, sums.items(), strict=True):
         _draw_map(axes, added, logits)
-        axes.set_title(name, fontsize=10)
+        axes.set_title(as_text(name), fontsize=10)
         axes.set_ylabel("")
     figure.colorbar(logits, ax=rest, fraction=0.05, label="added to q·k [before scaling]")
     return figure
@@ -146,14 +149,15 @@ def head_kinds(named: xr.Dataset) -> Figure:
     """
     names, scores = named.name.values, named.score.values
     layers, heads = names.shape
-    size = (min(2.5 + 0.55 * heads, 14), 1.8 + 0.42 * layers)
-    figure = new_figure((max(size[0], 6), size[1]), f"Heads by kind\n{_model(named)}")
+    size = (max(1 + 0.45 * heads, 6.5), 2.2 + 0.45 * layers)
+    figure = new_figure(size, f"Heads by kind, and how sure that is\n{_model(named)}")
     axes = figure.subplots()
     for (layer, head), kind in np.ndenumerate(names):
-        box = {"facecolor": KIND_COLOURS[kind], "edgecolor": "0.4", "boxstyle": "square,pad=0.25"}
-        text = f"{kind[:2]} {scores[layer, head]:.2f}"
+        cell = {"facecolor": KIND_COLOURS[kind], "edgecolor": "white", "linewidth": 2}
+        axes.add_patch(Rectangle((head - 0.5, layer - 0.5), 1, 1, **cell))
+        text = f"{kind[:2]}\n{scores[layer, head]:.2f}"
         ink = "white" if kind == "diagonal" else "black"
-        axes.text(head, layer, text, ha="center", va="center", fontsize=8, color=ink, bbox=box)
+        axes.text(head, layer, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_xlim(-0.5, heads - 0.5)
     axes.set_ylim(layers - 0.5, -0.5)
     axes.set_xticks(range(heads), named["head"].values)
@@ -162,7 +166,7 @@ def head_kinds(named: xr.Dataset) -> Figure:
     axes.set_ylabel("layer")
     for kind, colour in KIND_COLOURS.items():
         label = f"{kind[:2]}: {kind} ({int((names == kind).sum())})"
-        axes.scatter([], [], marker="s", s=60, color=colour, edgecolor="0.4", label=label)
+        axes.scatter([], [], marker="s", s=60, color=colour, label=label)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     return figure
 
@@ -176,8 +180,7 @@ def _draw_map(axes: Axes, values: xr.DataArray, scale: ScalarMappable) -> None:
     size = 8 if T <= 24 else 6
     if "query_token" in values.coords and T <= MOST_LABELS:
         for axis, name in (("y", "query_token"), ("x", "key_token")):
-            # Tokens can hold $, which Matplotlib would read as mathematics.
-            labels = [str(token).replace("$", r"\$") for token in values[name].values]
+            labels = [as_text(token) for token in values[name].values]
             getattr(axes, f"set_{axis}ticks")(range(T), labels, fontsize=size)
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlabel("key [token]")
@@ -185,8 +188,13 @@ def _draw_map(axes: Axes, values: xr.DataArray, scale: ScalarMappable) -> None:
 
 
 def _model(data: xr.DataArray | xr.Dataset) -> str:
-    """Model and text, where the data carry them."""
-    return "; ".join(str(data.attrs[name]) for name in ("model", "text") if data.attrs.get(name))
+    """Model, text, tokens and context, where the data carry them."""
+    attributes = data.attrs
+    words = [str(attributes[name]) for name in ("model", "text") if attributes.get(name)]
+    for name, form in (("tokens", "{:,} tokens"), ("context", "context {:,}")):
+        if name in attributes:
+            words.append(form.format(int(attributes[name])))
+    return "; ".join(words)
 
 
 def _head(data: xr.DataArray | xr.Dataset) -> str:

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from rope_study.figures.style import COLOUR_MAP, line_style, new_figure
+from rope_study.figures.style import COLOUR_MAP, as_text, line_style, new_figure
 from rope_study.rotary import Encoding, describe, rope
 
 
@@ -36,7 +36,7 @@ def encoding_cycles(
         width = 1.2 + 3 * (1 - index / len(described))
         wrapped = "\n  ".join(textwrap.wrap(label, 60))
         rotated = np.where(cycles > 0, cycles, np.nan)
-        axes.plot(rotated, **line, linewidth=width, label=wrapped)
+        axes.plot(rotated, **line, linewidth=width, label=as_text(wrapped))
         pairs = np.flatnonzero(cycles == 0)
         marks = {"marker": "|", "s": 24, "color": line["color"]}
         unrotated.scatter(pairs, np.full(len(pairs), -index), **marks)

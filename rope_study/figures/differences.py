@@ -1,34 +1,51 @@
 """Differences in loss between encodings, seed by seed."""
 
+import textwrap
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from rope_study.figures.style import LINE_COLOURS, new_figure
+from rope_study.figures.style import LINE_COLOURS, as_text, new_figure
 
 
 def paired_differences(rows: list[dict]) -> Figure:
-    """Held-out loss minus the first encoding's with the same seed, nats/token, and 95 % intervals.
+    """Held-out loss minus the first encoding's, nats/token, and 95 % intervals of the mean.
+
+    Over several seeds, paired by seed (Student's t); of one seed, over windows, 1.96 standard
+    errors.
 
     Args:
-      rows: "encodings" of a study's results: name, and but for the first "difference",
-        "difference_interval" (half its width) and "differences", seed -> difference.
+      rows: "encodings" of a study's results: name, and but for the first "difference" and either
+        "difference_interval" (half its width) with "differences", seed -> difference, or
+        "difference_se" over held-out windows.
     """
     compared = [row for row in rows if "difference" in row]
+    seeds = len(compared[0].get("differences", [0]))
+    over = f"{seeds} seeds, paired" if seeds > 1 else "1 seed, over held-out windows, paired"
+    names = [textwrap.fill(row["name"], 40) for row in compared]
     figure = new_figure(
-        (8, 1.8 + 0.5 * len(compared)),
+        (8, 1.8 + 0.5 * sum(1 + name.count("\n") / 2 for name in names)),
         f"Held-out loss minus that of {rows[0]['name']}\n"
-        f"{len(compared[0]['differences'])} seeds, paired; bars are 95 % intervals of the mean",
+        f"{over}; bars are 95 % intervals of the mean",
     )
     axes = figure.subplots()
     for place, row in enumerate(compared):
-        by_seed = list(row["differences"].values())
+        half = row.get("difference_interval", 1.96 * row.get("difference_se", np.nan))
+        by_seed = list(row["differences"].values()) if seeds > 1 else []
         axes.plot(by_seed, np.full(len(by_seed), place), "o", color="0.6", markersize=5)
         axes.errorbar(
-            row["difference"], place, xerr=row["difference_interval"], fmt="D", capsize=4,
-            color=LINE_COLOURS[2], markersize=5,
+            row["difference"], place, xerr=half, fmt="D", capsize=4, color=LINE_COLOURS[2],
+            markersize=5,
         )  # fmt: skip
+        # In words too: beside a large difference a small one lies on the line of none.
+        words = f"{row['difference']:+.4f} ± {half:.4f}"
+        axes.annotate(
+            words, (row["difference"], place), (0, 8), textcoords="offset points", ha="center",
+            fontsize=9,
+        )  # fmt: skip
+    axes.margins(x=0.3)
     axes.axvline(0, color="0.3", linewidth=0.8, zorder=0)
-    axes.set_yticks(range(len(compared)), [row["name"] for row in compared])
+    axes.set_yticks(range(len(compared)), [as_text(name) for name in names])
     axes.set_ylim(len(compared) - 0.5, -0.5)
     axes.set_xlabel("difference in held-out loss [nats/token]")
     axes.grid(color="0.9", axis="x")

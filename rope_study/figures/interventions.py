@@ -1,10 +1,12 @@
 """What interventions on bands of pairs do: loss, and the attention of every head."""
 
+import math
+
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study.figures.style import COLOUR_MAP, SKY_BLUE, new_figure, wrap
+from rope_study.figures.style import COLOUR_MAP, SKY_BLUE, as_text, new_figure, wrap
 
 
 def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figure:
@@ -19,13 +21,14 @@ def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figu
     by_head = effects[pattern].stack(place=("layer", "head"))
     size = (11, 1.9 + 0.36 * len(names))
     text = f"{effects.model}; {effects.texts} texts, {effects.tokens:,} tokens"
+    text += f", context {effects.context:,}"
     figure = new_figure(size, f"Pairs edited in all heads at once\n{text}")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     rows = np.arange(len(names))
     error = {"xerr": effects.loss_difference_se, "ecolor": "0.3", "capsize": 2}
     left.barh(rows, effects.loss_difference, color=SKY_BLUE, **error)
     left.axvline(0, color="0.3", linewidth=0.8)
-    left.set_yticks(rows, names)
+    left.set_yticks(rows, [as_text(name) for name in names])
     left.invert_yaxis()
     left.set_xlabel("loss difference from plain [nats/token]")
     left.grid(color="0.9", axis="x")
@@ -33,10 +36,11 @@ def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figu
     image = right.imshow(by_head.values, cmap=COLOUR_MAP, vmin=0, aspect="auto")
     heads = effects.sizes["head"]
     edges = np.arange(0, by_head.sizes["place"], heads)
-    right.set_xticks(edges + (heads - 1) / 2, [f"layer {i}" for i in effects.layer.values])
+    shown = slice(None, None, math.ceil(len(edges) / 12))
+    right.set_xticks((edges + (heads - 1) / 2)[shown], effects.layer.values[shown])
     for edge in edges[1:] - 0.5:
         right.axvline(edge, color="white", linewidth=1.5)
     right.tick_params(axis="y", left=False)
-    right.set_xlabel("head")
+    right.set_xlabel("layer, its heads side by side")
     figure.colorbar(image, ax=right, label=wrap(effects[pattern].long_name, 0.7 * size[1]))
     return figure

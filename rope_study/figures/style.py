@@ -2,9 +2,11 @@
 
 import itertools
 import math
+import re
 import textwrap
+import warnings
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import xarray as xr
@@ -34,9 +36,46 @@ KIND_COLOURS = {  # of heads, as on the page of reports.head_page
 }
 
 
+MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from (?:current )?font")
+
+
+class _Figure(Figure):
+    """Warns once of characters that no font has, where Matplotlib does for each again and again."""
+
+    warned: ClassVar[set[str]] = set()
+
+    def draw(self, renderer: Any) -> None:
+        """Draws it."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            super().draw(renderer)
+        found = [(warning, MISSING_GLYPH.match(str(warning.message))) for warning in caught]
+        for warning in (warning for warning, match in found if match is None):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+        missing = {chr(int(match[1])) for _, match in found if match} - self.warned
+        if missing:
+            self.warned.update(missing)
+            warnings.warn(
+                f"no font of the figures has {''.join(sorted(missing)[:20])}: boxes stand for them;"
+                " font.family of Matplotlib (a matplotlibrc file) takes a list of fonts",
+                stacklevel=2,
+            )
+
+
+def as_text(name: object) -> str:
+    """A name that may be a user's, as Matplotlib shows it and nothing else.
+
+    Dollars would be read as mathematics, and legends leave out what begins with an underscore.
+    """
+    text = str(name).replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
+
+
 def new_figure(size: tuple[float, float], title: str) -> Figure:
     """An empty figure of that size in inches, with its title wrapped to the width."""
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _Figure(figsize=size, layout="constrained")
     figure.suptitle(wrap(title, size[0]), fontsize=11, parse_math=False)
     return figure
 
@@ -55,18 +94,24 @@ def wrap(text: str, inches: float) -> str:
 def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
     """A grid of (title, norms[row, pair]); each of q, k, v has its own colour scale.
 
-    Only the product of a query's and a key's norm enters a logit, so their ratio says nothing and
-    a common scale would only hide the smaller of them.
+    The last rows may have fewer panels than the first. Only the product of a query's and a key's
+    norm enters a logit, so their ratio says nothing and a common scale would only hide the smaller
+    of them.
     """
     columns, height = len(rows[0]), max(len(norms) for row in rows for _, norms in row)
+    most_lines = max(name.count("\n") for row in rows for name, _ in row)
     width = {1: 6.0, 2: 4.4}.get(columns, 2.5)
-    size = (1.2 + columns * width, 1.5 + len(rows) * min(max(height / 6, 1.8), 4.5))
+    row_height = min(max(height / 6, 1.8), 4.5) + 0.15 * most_lines
+    size = (1.2 + columns * width, 1.5 + len(rows) * row_height)
     figure = new_figure(size, title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     by_quantity: dict[Hashable, list[tuple[Axes, xr.DataArray]]] = {}
-    for axes, (name, norms) in zip(grid.flat, itertools.chain(*rows), strict=True):
-        axes.set_title(wrap(name, width), fontsize=9, pad=16)
-        by_quantity.setdefault(norms.name, []).append((axes, norms))
+    for panels, axes_row in zip(rows, grid, strict=True):
+        for (name, norms), axes in zip(panels, axes_row, strict=False):
+            axes.set_title(as_text(wrap(name, width)), fontsize=9, pad=16)
+            by_quantity.setdefault(norms.name, []).append((axes, norms))
+        for axes in axes_row[len(panels) :]:
+            axes.remove()
     for quantity, panels in by_quantity.items():
         largest = max(float(norms.max()) for _, norms in panels)
         scale = ScalarMappable(Normalize(0, largest), COLOUR_MAP)
@@ -74,6 +119,9 @@ def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
             colours = {"cmap": scale.cmap, "norm": scale.norm}
             axes.imshow(norms.values, aspect="auto", interpolation="nearest", **colours)
             _label(axes, norms, x_ticks=5 if columns < 3 else 3, named=axes is panels[0][0])
+            if not _is_lowest(axes, rows):
+                axes.set_xlabel("")
+                axes.tick_params(labelbottom=False)
             _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
         every = [axes for axes, _ in panels]
         bar = figure.colorbar(scale, ax=every, fraction=0.1 / columns, pad=0.05 / columns)
@@ -84,17 +132,21 @@ def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
 
 
 def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
-    """Both axes; in a grid only what is `named` has a y label and only the last row an x label."""
+    """Both axes; in a grid only what is `named` has a y label."""
     row = str(norms.dims[0])
     ticks = np.arange(0, len(norms), math.ceil(len(norms) / 10))
     axes.set_yticks(ticks, norms[row].values[ticks])
     axes.set_ylabel(row.replace("kv_head", "key-value head") if named else "")
     label_pairs(axes, inverse_frequencies(norms), x_ticks)
+    axes.tick_params(labelsize=8)
+
+
+def _is_lowest(axes: Axes, rows: list[list]) -> bool:
+    """Whether no panel lies below this one."""
     place = axes.get_subplotspec()
-    last = place is None or place.is_last_row()
-    axes.tick_params(labelsize=8, labelbottom=last)
-    if not last:
-        axes.set_xlabel("")
+    assert place is not None
+    row, column = place.rowspan.start, place.colspan.start
+    return row + 1 == len(rows) or column >= len(rows[row + 1])
 
 
 def label_pairs(axes: Axes, frequencies: np.ndarray, ticks: int) -> None:

@@ -1,13 +1,14 @@
 """Loss curves of a study."""
 
 import math
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from rope_study.figures.style import line_style, new_figure
+from rope_study.figures.style import as_text, line_style, new_figure
 
 
 def loss_curves(
@@ -19,13 +20,15 @@ def loss_curves(
 
     The smoothed line is a running mean over 2 % of the curve; the legend gives its last value.
     """
-    figure = new_figure((9, 5), title)
+    figure = new_figure((9, 4.7 + 0.12 * len(curves)), title)
     axes, late = figure.subplots(), []
     for index, (name, (steps, losses)) in enumerate(curves.items()):
         raw, line = np.asarray(losses, np.float64), line_style(index)
         smooth = _running_mean(raw, max(1, len(raw) // 50))
         axes.plot(steps, raw, color=line["color"], alpha=0.15, linewidth=0.5)
-        axes.plot(steps, smooth, **line, label=f"{name}: {smooth[-1]:.4f}")
+        axes.plot(
+            steps, smooth, **line, label=as_text(textwrap.fill(f"{name}: {smooth[-1]:.4f}", 60))
+        )
         late.extend(smooth[len(smooth) // 5 :])
     finite = [loss for loss in late if math.isfinite(loss)]
     if finite:  # The first steps fall by several nats and would flatten what there is to compare.
@@ -35,7 +38,8 @@ def loss_curves(
     axes.set_xlabel(x_label)
     axes.set_ylabel("training loss [nats/token]")
     axes.grid(color="0.9")
-    axes.legend(title="final loss, smoothed", handlelength=5, fontsize=9)
+    names = {"title": "final loss, smoothed", "handlelength": 5, "fontsize": 8}
+    figure.legend(loc="outside lower center", ncols=2, **names)
     return figure
 
 

@@ -5,6 +5,8 @@ before rotation, q[layer, head, pair], k and v[layer, kv_head, pair], with the c
 inverse_frequency[layer, pair] in radians per token, fastest first, 0 = pair not rotated.
 """
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +14,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rope_study.decoder.attention import key_heads
+from rope_study.errors import UserError
 from rope_study.figures.style import (
+    as_text,
     head_mean,
     heat_maps,
     label_pairs,
@@ -22,6 +27,8 @@ from rope_study.figures.style import (
 )
 from rope_study.probes.datasets import QUANTITIES
 from rope_study.probes.frequency_usage import slow_bands as find_slow_bands
+
+MOST_COLUMNS, MOST_DOMAINS = 6, 30  # side by side, and on one figure
 
 
 def norms_by_layer(usage: xr.Dataset) -> Figure:
@@ -54,6 +61,11 @@ def usage_side_by_side(usages: Mapping[str, xr.Dataset]) -> Figure:
 
 def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 19: Fig. 3 on texts of several domains, a column each; one scale for each row."""
+    if len(usages) > MOST_DOMAINS:
+        raise UserError(
+            f"usage_by_domain: {len(usages)} domains, and at most {MOST_DOMAINS} fit on a figure:"
+            " give some of them, or fewer labels"
+        )
     first = next(iter(usages.values()))
     counts = ", ".join(f"{name} {int(usage.tokens):,}" for name, usage in usages.items())
     sources = [str(first.model), f"tokens: {counts}"]
@@ -61,9 +73,19 @@ def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _columns(title: str, usages: Mapping[str, xr.Dataset], sources: Sequence[str]) -> Figure:
-    queries = [(f"{name}\nqueries", head_mean(usage, "q")) for name, usage in usages.items()]
-    keys = [("keys", head_mean(usage, "k")) for usage in usages.values()]
-    return heat_maps("\n".join([title, *dict.fromkeys(sources)]), [queries, keys])
+    """Queries above keys, a column each; past MOST_COLUMNS in several rows."""
+    rows = []
+    for name in "qk":
+        panels = [
+            (f"{label}\n{QUANTITIES[name]}", head_mean(usage, name))
+            for label, usage in usages.items()
+        ]
+        count = math.ceil(len(panels) / MOST_COLUMNS)
+        columns = math.ceil(len(panels) / count)
+        rows += [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    if len(rows) == 2:
+        rows[1] = [("keys", norms) for _, norms in rows[1]]
+    return heat_maps("\n".join([title, *dict.fromkeys(sources)]), rows)
 
 
 # --- lines: single heads, and bands of several models -----------------------------------------
@@ -77,8 +99,11 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
       heads: label -> (layer, head); the keys are those of the head's key-value head. The grey line
         is the mean over all heads of all layers.
     """
-    figure = new_figure((9, 3.8), f"Queries and keys of single heads\n{source(usage)}")
-    group = usage.sizes["head"] // usage.sizes["kv_head"]
+    places = [f"{label} (layer {layer}, head {head})" for label, (layer, head) in heads.items()]
+    labels = [as_text(textwrap.fill(place, 55)) for place in places]
+    legend_lines = math.ceil(sum(1 + label.count("\n") for label in labels) / 2) + 1
+    title = f"Queries and keys of single heads\n{source(usage)}"
+    figure = new_figure((9, 4 + 0.2 * legend_lines), title)
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "q"), (right, "k")):
         axes.set_title(QUANTITIES[name], fontsize=10)
@@ -89,10 +114,10 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
             linewidth=4,
             label="mean over all heads",
         )
-        for index, (label, (layer, head)) in enumerate(heads.items()):
-            norms = usage[name].sel({"layer": layer, axis: head // (1 if name == "q" else group)})
-            place = f"{label} (layer {layer}, head {head})"
-            axes.plot(norms, **line_style(index), linewidth=1.3, label=place)
+        for index, (label, (layer, head)) in enumerate(zip(labels, heads.values(), strict=True)):
+            norms = usage.q.sel(layer=layer, head=head)
+            norms = norms if name == "q" else _read_keys(usage, layer, head)
+            axes.plot(norms, **line_style(index), linewidth=1.3, label=label)
         layers = [layer for layer, _ in heads.values()] or [0]
         label_pairs(axes, usage.inverse_frequency.sel(layer=layers).values, ticks=5)
         axes.set_ylabel("mean 2-norm [dimensionless]")
@@ -103,26 +128,59 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
     return figure
 
 
+def _read_keys(usage: xr.Dataset, layer: int, head: int) -> xr.DataArray:
+    """Norms of the keys that a query head reads; layers with fewer key heads end in NaN."""
+    keys = usage.k.sel(layer=layer).dropna("kv_head", how="all")
+    return keys.isel(kv_head=key_heads(usage.sizes["head"], keys.sizes["kv_head"])[head])
+
+
 def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 10: pair norms of models against frequency, and where the band of slow pairs begins.
 
-    Norms are means over layers and heads, divided by their mean over pairs, as models differ in
-    scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a model whose
-    slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
+    Layers of a model that have frequencies of their own (local and global ones of Gemma 3) have a
+    line of their own. Norms are means over layers and heads, divided by their mean over pairs, as
+    models differ in scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a
+    model whose slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
     """
-    figure = new_figure((9, 4.6), "Pair norms against frequency\n" + _sources(usages))
+    bands = {name: _named_bands(usages, name) for name in "qk"}
+    height = 4.4 + 0.19 * sum(1 + label.count("\n") for label, _ in bands["q"])
+    figure = new_figure((9, height), "Pair norms against frequency\n" + _sources(usages))
     for axes, name in zip(figure.subplots(1, 2, sharex=True, sharey=True), "qk", strict=True):
         axes.set_title(QUANTITIES[name], fontsize=10)
-        for index, (label, usage) in enumerate(usages.items()):
-            for band in find_slow_bands(usage, name):
-                _draw_band(axes, label, band, line_style(index))
+        for index, (label, band) in enumerate(bands[name]):
+            _draw_band(axes, label, band, line_style(index))
         axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
         axes.set_xscale("log")
         axes.set_xlabel("frequency [radians per token], slow to fast")
         axes.set_ylabel("mean 2-norm / mean over pairs" if name == "q" else "")
-        axes.legend(fontsize=8, handlelength=4)
+        axes.legend(fontsize=8, handlelength=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axes.grid(color="0.9")
     return figure
+
+
+def _named_bands(usages: Mapping[str, xr.Dataset], name: str) -> list[tuple[str, xr.Dataset]]:
+    """The bands of all models, each with its model and, where a model has several, its layers."""
+    named = []
+    for label, usage in usages.items():
+        bands = find_slow_bands(usage, name)
+        for band in bands:
+            layers = f", {_layers(band.layers)}" if len(bands) > 1 else ""
+            named.append((textwrap.fill(f"{label}{layers}", 46), band))
+    return named
+
+
+def _layers(numbers: Sequence[int]) -> str:
+    """As "layers 0-4, 6-10"; of many runs how many there are and the first."""
+    runs = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    words = [f"{first}-{last}" if last > first else str(first) for first, last in runs]
+    if len(words) > 6:
+        return f"{len(numbers)} layers: {', '.join(words[:4])}, ..."
+    return f"layer{'s' if len(numbers) > 1 else ''} {', '.join(words)}"
 
 
 def _draw_band(axes: Axes, label: str, band: xr.Dataset, line: dict) -> None:
@@ -131,7 +189,7 @@ def _draw_band(axes: Axes, label: str, band: xr.Dataset, line: dict) -> None:
     begins = float(band.begins)
     words = "no band of slow pairs" if np.isnan(begins) else "band of unrotated pairs"
     words = f"band from {begins:.2g}" if begins > 0 else words
-    axes.plot(frequencies[rotated], norms[rotated], **line, label=f"{label}: {words}")
+    axes.plot(frequencies[rotated], norms[rotated], **line, label=as_text(f"{label}: {words}"))
     if begins > 0:
         axes.axvline(begins, color=line["color"], linestyle=":", linewidth=1.2)
     if rotated.any() and not rotated.all():

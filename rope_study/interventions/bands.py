@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import xarray
 
+from rope_study.decoder import attention
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.registry import check_numbers
@@ -161,7 +162,8 @@ def pair_products(usage: xarray.Dataset) -> np.ndarray:
     q, k = usage["q"].to_numpy(), usage["k"].to_numpy()
     products = np.full_like(q, np.nan)
     for layer, group in enumerate(_group_sizes(usage)):
-        products[layer] = q[layer] * np.repeat(k[layer, : q.shape[1] // group], group, axis=0)
+        key_heads = attention.key_heads(q.shape[1], q.shape[1] // group)
+        products[layer] = q[layer] * k[layer, key_heads]
     return products
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_study.decoder import Decoder, DecoderConfig, check_bos
+from rope_study.decoder import Decoder, DecoderConfig, check_tokens
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import Intervention
 from rope_study.probes.run import in_f32
@@ -33,13 +33,13 @@ def token_losses(
 
     Args:
       decoder, params: as checkpoints.load gives them.
-      batches: int32[B, T], of one length T and of as many rows as divide over the devices.
+      batches: int32[B, T], of one length T.
       interventions: by name, each one or several that act together; () is the plain decoder.
     """
     losses_of = loss_reader(decoder, params)
     rows = list(batches)
     for tokens in rows:
-        check_bos(decoder.config, tokens)
+        check_tokens(decoder.config, tokens)
     return {
         name: np.concatenate([losses_of(changes(decoder.config, chain), tokens) for tokens in rows])
         for name, chain in interventions.items()
@@ -55,7 +55,10 @@ def loss_reader(
     run = _compiled(probed.config, layout, options)
 
     def losses(change: dict[str, Change], tokens: np.ndarray) -> np.ndarray:
-        return np.asarray(run(params, change, layout.place(tokens)), np.float64)
+        rows = layout.fill(len(tokens))
+        return np.asarray(run(params, change, layout.place(tokens[rows])), np.float64)[
+            : len(tokens)
+        ]
 
     return losses
 

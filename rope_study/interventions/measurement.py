@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_tokens
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_length, check_tokens
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
 from rope_study.interventions.losses import Options, loss_reader
 from rope_study.probes import datasets
-from rope_study.probes.run import describe, in_f32
+from rope_study.probes.run import describe, exact_einsum, fill_rows, in_f32
 from rope_study.sharding import Layout, compiler
 from rope_study.training.evaluate import mean_and_error
 
@@ -53,7 +53,7 @@ def measure(
     Args:
       decoder, params: as checkpoints.load gives them.
       batches: (tokens int32[B, T], weights f32[B, T], 0 on padding at the right), as a
-        tokenizer's `encode_batch` gives them; B must divide over the devices of the batch axis.
+        tokenizer's `encode_batch` gives them; rows are filled up to divide over the devices.
       interventions: by name, each one or several that act together.
       attention: whether to measure attention; without, texts are read in a third of the time.
       copies: how many repeated sequences to read, see `repeated_sequences`; 0 reads none.
@@ -83,14 +83,16 @@ def measure(
     edits = {PLAIN: changes(config, ())}
     edits |= {name: changes(config, chain) for name, chain in interventions.items()}
     texts = _checked(decoder, batches)
+    context = max(tokens.shape[1] for tokens, _ in texts)
+    check_length(decoder.config, context)
     probed, layout = in_f32(decoder)
-    repeated = repeated_sequences(texts, len(layout.fill(copies)), copy_length, seed)
+    repeated = repeated_sequences(texts, copies, copy_length, seed)
     options = tuple(compiler.reading_options(params, layout).items())
     losses_of = loss_reader(decoder, params)
     patterns_of = _compiled_patterns(probed.config, layout, options)
 
     def patterns(change: dict[str, Change], batch: Batch) -> list[dict]:
-        sums = patterns_of(params, change, *(layout.place(array) for array in batch))
+        sums = patterns_of(params, change, *map(layout.place, fill_rows(layout, *batch)))
         return jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
 
     results = {}
@@ -110,7 +112,7 @@ def measure(
         model=describe(probed.config),
         tokens=sum(int(weights.sum()) for _, weights in texts),
         texts=sum(len(tokens) for tokens, _ in texts),
-        context=max(tokens.shape[1] for tokens, _ in texts),
+        context=context,
         copies=0 if repeated is None else len(repeated[0]),
         copy_length=copy_length,
         seed=seed,
@@ -201,7 +203,7 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
 
         def by_edit(x: Array) -> Array:
             """f32[2, N], plain and edited, of x[R, N, t]."""
-            return jnp.einsum("rnt,rt->rn", x, w).reshape(-1, 2, x.shape[1]).sum(axis=0)
+            return exact_einsum("rnt,rt->rn", x, w).reshape(-1, 2, x.shape[1]).sum(axis=0)
 
         plain, edited = attention[0::2], attention[1::2]
         change = jnp.sum(jnp.abs(plain - edited), axis=-1) / 2  # [B, N, t]
@@ -211,7 +213,7 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
             "previous": by_edit(_weights_at(attention, jnp.maximum(queries - 1, 0))),
             "first": by_edit(attention[..., 0]),
             "entropy": by_edit(-jnp.sum(jax.scipy.special.xlogy(attention, attention), axis=-1)),
-            "total_variation": jnp.einsum("bnt,bt->n", change, w[0::2]),
+            "total_variation": exact_einsum("bnt,bt->n", change, w[0::2]),
         }
 
     return activations["attention"](reduce)

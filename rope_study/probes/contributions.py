@@ -15,7 +15,7 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, attention
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.one_text import (
@@ -136,7 +136,7 @@ def _source(decoder: Decoder, params: dict, layer: int, head: int) -> _Source:
     return _Source(
         layer,
         head,
-        head // (config.heads // shapes.kv_heads),
+        int(attention.key_heads(shapes.heads, shapes.kv_heads)[head]),
         {"inverse_frequency": ("pair", frequencies, datasets.FREQUENCY)},
         {"model": describe(config), "layer": layer, "head": head},
     )

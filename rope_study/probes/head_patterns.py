@@ -32,11 +32,22 @@ from rope_study.data import Tokenizer
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
+from rope_study.probes.run import exact_einsum
 
 Array = jax.Array
 
 EXACT, DOUBLINGS, ID_BUCKETS = 256, 16, 4096
-KINDS = ("diagonal", "previous", "sink", "local", "delimiter", "semantic")
+# What each score of name_heads is, for readers of a page; offsets of "local" are below the window.
+MEANINGS = {
+    "diagonal": "mean attention on the query's own token",
+    "previous": "mean attention on the token before",
+    "sink": "mean attention on the first token",
+    "local": "mean attention on the nearest {window} tokens, its own included",
+    "delimiter": "mean attention on punctuation and line ends",
+    "semantic": "mean attention moved away from even, and not by distance",
+}
+KINDS = tuple(MEANINGS)
+POSITIONAL = ("diagonal", "previous")  # heads of these names, as in Sec. 5 of the paper
 
 
 def head_patterns(
@@ -113,15 +124,15 @@ def _measure(
         pairs = counted[:, :, None] * others[:, None, :] * readable  # [B, t, S]
 
         def over_queries(x: Array) -> Array:
-            return jnp.einsum("bnt,bt->n", x, counted)
+            return exact_einsum("bnt,bt->n", x, counted)
 
-        share = jnp.einsum("bs,ts->bt", delimiters, readable) / key_counts[queries]
+        share = exact_einsum("bs,ts->bt", delimiters, readable) / key_counts[queries]
         y = _beyond_even(a, pairs)
         return {
             "queries": jnp.sum(counted),
-            "offset": _by_offset(jnp.einsum("bnts,bt->nts", a, counted), queries)[:, :window],
+            "offset": _by_offset(exact_einsum("bnts,bt->nts", a, counted), queries)[:, :window],
             "first": over_queries(a[..., 0]),
-            "delimiter": over_queries(jnp.einsum("bnts,bs->bnt", a, delimiters)),
+            "delimiter": over_queries(exact_einsum("bnts,bs->bnt", a, delimiters)),
             "delimiter_keys": jnp.sum(counted * share),
             "entropy": over_queries(-jnp.sum(jax.scipy.special.xlogy(a, a), axis=-1)),
             "selective": jnp.sum(jnp.abs(y), axis=(0, 2, 3)) / 2,
@@ -229,7 +240,8 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
       semantic             selective * (1 - by_distance): mass that is moved away from even, and
                            not by distance
     The first three are disjoint, so at most one is above 1/2, and it names the head. Otherwise the
-    largest of the others does, and where it is not above `threshold` the head is "mixed".
+    largest of the others does, and where it is not above `threshold` the head is "mixed". Heads of
+    the names in POSITIONAL are positional.
 
     Args:
       patterns: what head_patterns measured.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_ids
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_ids, check_length
 from rope_study.decoder.hooks import HOOK_POINTS
 from rope_study.errors import UserError
 from rope_study.probes.run import in_f32
@@ -76,6 +76,7 @@ def check_tokens(
         raise UserError(f"the text has {len(ids)} token(s), and {least} are needed", "tokens")
     check_ids(decoder.config, ids)
     check_bos(decoder.config, ids[None])
+    check_length(decoder.config, len(ids))
     return ids.astype(np.int32)
 
 

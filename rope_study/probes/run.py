@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, check_tokens, variants
+from rope_study.decoder import (
+    Decoder,
+    DecoderConfig,
+    Edit,
+    Probe,
+    check_length,
+    check_tokens,
+    variants,
+)
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
 from rope_study.probes import datasets
@@ -52,6 +60,8 @@ def run(
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
         check_tokens(config, tokens, weights)
+        if tokens.shape[1] > context:
+            check_length(config, tokens.shape[1])
         tokens, weights = fill_rows(layout, tokens, weights)
         sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
@@ -123,7 +133,9 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
       UserError: another ending, a folder that is no Zarr store, or a place that cannot be written.
     """
     path = Path(path).expanduser()
-    write = {".nc": dataset.to_netcdf, ".zarr": dataset.to_zarr}.get(path.suffix)
+    # Of Zarr format 3 consolidated metadata is no part yet: writing or reading it would warn.
+    to_zarr = functools.partial(dataset.to_zarr, zarr_format=2)
+    write = {".nc": dataset.to_netcdf, ".zarr": to_zarr}.get(path.suffix)
     if write is None:
         raise UserError(f"{path}: a dataset is saved as .nc (NetCDF) or .zarr (Zarr)", "path")
     store = any((path / name).exists() for name in (".zgroup", "zarr.json"))
@@ -157,6 +169,10 @@ def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
     """The decoder as probes run it, f32 on the reference backend, and the layout it has then."""
     layout = decoder.layout or one_device()
     return Decoder(decoder.config.reference_f32(), layout), layout
+
+
+# In f32 on every device: otherwise GPUs and TPUs would round the inputs of products.
+exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:

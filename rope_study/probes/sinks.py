@@ -18,6 +18,7 @@ from rope_study.decoder import Decoder, DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.one_text import check_index, check_tokens, read_activations
+from rope_study.probes.run import exact_einsum
 
 Array = jax.Array
 
@@ -55,7 +56,7 @@ def _measure(
         counts, place = jnp.zeros_like(counts), 0
 
     def reduce(attention: Array, queries: Array) -> Array:
-        return jnp.einsum("bnt,bt->bn", attention[..., place], counts[:, queries])
+        return exact_einsum("bnt,bt->bn", attention[..., place], counts[:, queries])
 
     queries = jnp.sum(counts, axis=1)  # [B], those that read the token
     alpha = activations["attention"](reduce) / jnp.maximum(queries, 1)[:, None]  # [B, N]
@@ -63,9 +64,9 @@ def _measure(
     bin_of_alpha = jnp.clip((alpha * bins).astype(int), 0, bins - 1)
     return {
         "texts": jnp.sum(texts),
-        "alpha": jnp.einsum("bn,b->n", alpha, texts),
-        "above": jnp.einsum("bne,b->ne", alpha[..., None] > limits, texts),
-        "histogram": jnp.einsum("bnx,b->nx", jax.nn.one_hot(bin_of_alpha, bins), texts),
+        "alpha": exact_einsum("bn,b->n", alpha, texts),
+        "above": exact_einsum("bne,b->ne", alpha[..., None] > limits, texts),
+        "histogram": exact_einsum("bnx,b->nx", jax.nn.one_hot(bin_of_alpha, bins), texts),
     }
 
 

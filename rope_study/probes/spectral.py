@@ -9,7 +9,6 @@ that end with its own, so that all rows have one length; every query with that m
 earlier ones do not. Shares are taken row by row and then averaged.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ import xarray
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
+from rope_study.probes.run import exact_einsum
 
 Array = jax.Array
 
@@ -63,8 +63,8 @@ def _measure(activations: Mapping[str, Any], weights: Array, taper: np.ndarray) 
         counted = counted[:, None] * (total > 0)  # [B, N, t]; no power, no shares
         return {
             "rows": jnp.sum(counted, axis=(0, 2)),
-            "shares": jnp.einsum("bntx,bnt->nx", shares, counted),
-            "selectivity": jnp.einsum("bnt,bnt->n", selectivity, counted),
+            "shares": exact_einsum("bntx,bnt->nx", shares, counted),
+            "selectivity": exact_einsum("bnt,bnt->n", selectivity, counted),
         }
 
     return activations["attention"](reduce)
@@ -79,8 +79,8 @@ def spectrum(rows: Array) -> tuple[Array, Array, Array]:
     """
     n = rows.shape[-1]
     angles = np.pi * np.outer(np.arange(n), np.arange(n + 1)) / n
-    project = functools.partial(jnp.matmul, rows, precision=jax.lax.Precision.HIGHEST)
-    cos, sin = (project(wave(angles).astype(np.float32)) for wave in (np.cos, np.sin))
+    waves = (wave(angles).astype(np.float32) for wave in (np.cos, np.sin))
+    cos, sin = (exact_einsum("...n,nf->...f", rows, wave) for wave in waves)
     power = jnp.square(cos) + jnp.square(sin)
     frequencies = np.arange(n + 1) / n  # of Nyquist, which is in the last band
     bands = [

@@ -12,6 +12,9 @@ from tqdm import tqdm
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
 from rope_study.decoder import Decoder, check_vocabulary
+from rope_study.errors import UserError
+from rope_study.figures.attention import MOST_LABELS
+from rope_study.figures.usage import MOST_DOMAINS
 from rope_study.files import atomic
 from rope_study.probes import Probe
 from rope_study.reports import head_page
@@ -26,6 +29,7 @@ PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
     "rotary_outliers": lambda tokenizer: probes.rotary_outliers(),
     "spectral": lambda tokenizer: probes.spectral(),
 }
+LENGTH = 512
 PAGE = ("frequency_usage", "head_patterns")  # what the page shows
 SHORTEST = 64  # tokens; shorter texts are padded to as many
 Batch = tuple[np.ndarray, np.ndarray]
@@ -54,7 +58,7 @@ def probe(
     names: Sequence[str] = PAGE,
     *,
     about: str = "",
-    length: int = 512,
+    length: int | None = None,
     batch: int = 8,
     page_texts: int = 3,
     page_tokens: int = 48,
@@ -69,30 +73,43 @@ def probe(
       texts: what to read, of load_texts.
       names: keys of PROBES.
       about: names the texts in figures.
-      length: the most tokens of a text that are read.
+      length: the most tokens of a text that are read; LENGTH, or the trained length where that is
+        less, if not given.
       batch: texts at once, rounded up to what divides over the devices.
       page_texts, page_tokens: of how many texts, and how many of their tokens, to keep the
-        attention of every head.
+        attention of every head; never past the trained length.
       stopped: asked after every batch; once True, what was read until then is all that is.
     """
     check_vocabulary(decoder.config, tokenizer)
 
-    def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
-        batches = _batches(decoder, tokenizer, texts, length, batch, text or "texts")
-        return probes.run(decoder, params, _until(stopped, batches), which, text=text)
+    length = length or decoder.config.at_most_trained(LENGTH)
+    labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
+    if "frequency_usage" not in names:
+        labels = []
+    elif len(labels) > MOST_DOMAINS:
+        raise UserError(
+            f"the texts have {len(labels)} labels, and a figure shows at most"
+            f" {MOST_DOMAINS}: give fewer",
+            "text",
+        )
+    groups = {label: [text for text in texts if text.label == label] for label in labels}
+    count = sum(-(-len(group) // batch) for group in (texts, *groups.values()))
+    with tqdm(total=count, desc="probing", unit="batch", disable=not is_main_process()) as bar:
 
-    datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
+        def run(texts: Sequence[Text], which: Sequence[Probe], text: str) -> dict:
+            batches = _batches(decoder, tokenizer, texts, length, batch, bar)
+            return probes.run(decoder, params, _until(stopped, batches), which, text=text)
+
+        datasets = run(texts, [PROBES[name](tokenizer) for name in names], about)
+        by_label = {
+            label: run(group, [probes.frequency_usage], label)["frequency_usage"]
+            for label, group in groups.items()
+            if not stopped()
+        }
     if "head_patterns" in datasets:
         datasets["head_names"] = probes.name_heads(datasets["head_patterns"])
-    labels = list(dict.fromkeys(text.label for text in texts if text.label is not None))
-    by_label = {}
-    if "frequency_usage" in names:
-        for label in labels:
-            if stopped():
-                break
-            labelled = [text for text in texts if text.label == label]
-            by_label[label] = run(labelled, [probes.frequency_usage], label)["frequency_usage"]
     maps = []
+    page_tokens = min(length, decoder.config.at_most_trained(page_tokens))
     for text in texts[:page_texts]:
         if stopped():
             break
@@ -108,7 +125,7 @@ def _batches(
     texts: Sequence[Text],
     length: int,
     batch: int,
-    name: str,
+    bar: tqdm,
 ) -> Iterator[Batch]:
     """(tokens, weights), short texts first; rows that only fill up have weight 0.
 
@@ -121,12 +138,12 @@ def _batches(
     order = np.argsort(lengths, kind="stable")
     rows = np.resize(order, -(-len(texts) // batch) * batch)
     weights = weights[rows] * (np.arange(len(rows)) < len(texts))[:, None]
-    starts = range(0, len(rows), batch)
-    for start in tqdm(starts, name, unit="batch", disable=not is_main_process()):
+    for start in range(0, len(rows), batch):
         in_batch = slice(start, start + batch)
         longest = max(SHORTEST, int(lengths[order[in_batch]].max()))
         columns = min(1 << (longest - 1).bit_length(), tokens.shape[1])
         yield tokens[rows[in_batch], :columns], weights[in_batch, :columns]
+        bar.update()
 
 
 def _until(stopped: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -182,7 +199,7 @@ def draw(measured: Measurements) -> dict[str, Figure]:
         if len(measured.by_label) > 1:
             drawn["fig_19_usage_by_domain"] = figures.usage_by_domain(measured.by_label)
     if named := measured.datasets.get("head_names"):
-        heads = likeliest_heads(named)
+        heads = surest_heads(named)
         drawn["heads_by_kind"] = figures.head_kinds(named)
         if measured.maps:
             maps = {kind: _one_head(measured.maps[0], *at) for kind, at in heads.items()}
@@ -192,19 +209,26 @@ def draw(measured: Measurements) -> dict[str, Figure]:
     return drawn
 
 
-def likeliest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
-    """The head with the largest score of each kind: kind -> (layer, head)."""
+def surest_heads(named: xarray.Dataset) -> dict[str, tuple[int, int]]:
+    """The surest head of each kind that there is: "sink, score 0.93" -> (layer, head).
+
+    Mixed heads, which are of no kind, only where there are no others.
+    """
+    kinds = [kind for kind in named.kind.values if (named.name == kind).any()]
     heads = {}
-    for kind in named.kind.values:
-        scores = named.scores.sel(kind=kind).fillna(-1).values
+    for kind in kinds or ["mixed"]:
+        scores = named.score.where(named.name == kind).fillna(-1).values
         layer, head = np.unravel_index(np.argmax(scores), scores.shape)
-        heads[f"most {kind}"] = int(layer), int(head)
+        heads[f"{kind}, score {scores[layer, head]:.2f}"] = int(layer), int(head)
     return heads
 
 
 def _one_head(maps: xarray.DataArray, layer: int, head: int) -> xarray.DataArray:
-    weights = maps.isel(layer=layer, head=head, drop=True)
-    return weights.assign_attrs({"layer": layer, "head": head})
+    """Attention of a head on as many tokens as can be read along an axis."""
+    shown = slice(MOST_LABELS)
+    weights = maps.isel(layer=layer, head=head, query=shown, key=shown, drop=True)
+    tokens = f"{weights.sizes['query']} tokens of “{maps.attrs['text']}”"
+    return weights.assign_attrs({"layer": layer, "head": head, "text": tokens})
 
 
 def table(named: xarray.Dataset) -> str:

@@ -16,16 +16,16 @@ from rope_study.training.settings import folder_name
 CAPTIONS = {
     "loss_curves": "Training loss. All encodings saw the same batches from the same weights; over"
     " several seeds, their mean.",
-    "differences": "Held-out loss minus that of the first encoding with the same seed: a dot a"
-    " seed, the mean, and its 95 % interval over seeds.",
+    "differences": "Held-out loss minus that of the first encoding with the same seed: the mean and"
+    " its 95 % interval, over seeds (a dot each) or, of one seed, over held-out windows.",
     "frequency_usage": "Mean norm of each rotary pair of queries and keys before rotation, by"
     " layer (Fig. 3 of the paper), one colour scale for queries and one for keys."
     " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
     "norms_by_layer": "Fig. 3 of the paper for this encoding: queries and keys by layer.",
     "norms_by_head": "Fig. 4 of the paper: the first layer by head.",
     "values": "Fig. 13 of the paper, the control: values are not rotated and should show no order.",
-    "decay": "Fig. 2 of the paper: the logit decays with distance for constant queries and keys,"
-    " and not for Gaussian ones.",
+    "decay": "Fig. 2 of the paper, without any model, at the head_dim and context of this study:"
+    " RoPE's logit decays with distance for constant queries and keys, and not for Gaussian ones.",
 }
 
 
@@ -45,7 +45,7 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
     usages = {name: _mean_usage(group) for name, group in groups.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     drawn = {"loss_curves": figures.loss_curves(curves)} if curves else {}
-    if any("difference_interval" in row for row in results["encodings"]):
+    if len(groups) > 1:
         drawn["differences"] = figures.paired_differences(results["encodings"])
     drawn["frequency_usage"] = figures.usage_side_by_side(usages)
     captions = {name: CAPTIONS[name] for name in drawn}
@@ -58,7 +58,10 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
         for kind, figure in of_encoding.items():
             key = f"{kind}_{folder_name(name)}"
             drawn[key], captions[key] = figure, CAPTIONS[kind]
-    drawn["decay"], captions["decay"] = figures.decay(), CAPTIONS["decay"]
+    run = outcomes[0].run
+    distances = range(0, run.data.length, max(1, run.data.length // 512))
+    drawn["decay"] = figures.decay(run.decoder.head_dim, distances=distances)
+    captions["decay"] = CAPTIONS["decay"]
     return drawn, captions
 
 

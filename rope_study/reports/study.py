@@ -70,7 +70,7 @@ def write_report(
 def _summary(encodings: list[dict]) -> str:
     names = ", ".join(row["name"] for row in encodings)
     return (
-        f"{len(encodings)} models that differ only in their rotary encoding ({names}) were"
+        f"{len(encodings)} models that differ only in what their names say ({names}) were"
         " trained on the same tokens in the same order and compared on the same held-out tokens."
     )
 

@@ -14,21 +14,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rope_study.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
+MeshAxes = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """For each logical axis the mesh axes that split it; None keeps it whole on every device."""
+    """For each logical axis the mesh axes that split it; none keep it whole on every device.
 
-    batch: tuple[str, ...] | None = ("data", "fsdp")
-    length: str | None = None
-    embed: str | None = "fsdp"  # the width of parameters; activations keep their width whole
-    heads: str | None = "tensor"
-    kv_heads: str | None = "tensor"
-    head_dim: str | None = None
-    mlp: str | None = "tensor"
-    vocab: str | None = "tensor"
-    layers: str | None = None
+    Written as a tuple or as text, "data,fsdp"; kept as a tuple.
+
+    Raises:
+      UserError: no axis of the mesh, or one twice.
+    """
+
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = ()
+    embed: MeshAxes = ("fsdp",)  # the width of parameters; activations keep their width whole
+    heads: MeshAxes = ("tensor",)
+    kv_heads: MeshAxes = ("tensor",)
+    head_dim: MeshAxes = ()
+    mlp: MeshAxes = ("tensor",)
+    vocab: MeshAxes = ("tensor",)
+    layers: MeshAxes = ()
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            names = given.replace(" ", "").split(",") if isinstance(given, str) else given or ()
+            axes = tuple(filter(None, names))
+            if not set(axes) <= set(MESH_AXES) or len(axes) != len(set(axes)):
+                raise UserError(
+                    f"rules.{field.name}={given!r}: axes of the mesh, each once, such as"
+                    f" 'data,fsdp', or none. Known: {', '.join(MESH_AXES)}",
+                    f"rules.{field.name}",
+                )
+            object.__setattr__(self, field.name, axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +64,16 @@ class Layout:
         Raises:
           UserError: two of its axes would be split over the same mesh axis.
         """
-        mesh_axes = [None if axis is None else getattr(self.rules, axis) for axis in axes]
-        used = [name for names in mesh_axes if names for name in np.atleast_1d(names)]
+        mesh_axes = [() if axis is None else getattr(self.rules, axis) for axis in axes]
+        used = [name for names in mesh_axes for name in names]
         if len(used) != len(set(used)):
+            last = [axis for axis, names in zip(axes, mesh_axes, strict=True) if names][-1]
             raise UserError(
                 f"the axes {tuple(axes)} would split one array twice over the same mesh axis"
-                f" ({', '.join(sorted(used))}); change sharding.Rules"
+                f" ({', '.join(sorted(used))})",
+                f"rules.{last}",
             )
-        return PartitionSpec(*mesh_axes)
+        return PartitionSpec(*(names or None for names in mesh_axes))
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """The sharding of an array with these logical axes."""
@@ -63,8 +85,14 @@ class Layout:
 
     def shards(self, axis: str) -> int:
         """Over how many devices a logical axis is split."""
-        names = getattr(self.rules, axis)
-        return math.prod(self.mesh.shape[name] for name in np.atleast_1d(names)) if names else 1
+        return math.prod(self.mesh.shape[name] for name in getattr(self.rules, axis))
+
+    def whole_where_uneven(self, **sizes: int) -> "Layout":
+        """The same, without splitting the logical axes whose size does not divide: batch=3."""
+        uneven = {axis: () for axis, size in sizes.items() if size % self.shards(axis)}
+        if not uneven:
+            return self
+        return dataclasses.replace(self, rules=dataclasses.replace(self.rules, **uneven))
 
     def tree(self, boxed_tree):
         """Shardings for a tree whose arrays Flax boxed with logical axis names (the rest whole)."""

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import scipy.stats
 
-from rope_study.decoder import Decoder, check_tokens
+from rope_study.decoder import Decoder, check_length, check_tokens
 from rope_study.errors import UserError
+from rope_study.sharding import one_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +48,15 @@ def evaluate(
     """Reads every batch once.
 
     Args:
-      decoder: with a layout, whose devices share each batch.
+      decoder: the devices of its layout share each batch.
       params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out.
+      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out, and
+        rows are filled up to divide over the devices.
 
     Raises:
       UserError: no windows, an id that the model does not have, or no BOS where it needs it.
     """
-    layout = decoder.layout
-    assert layout is not None
+    layout = decoder.layout or one_device()
 
     def token_losses(params: dict, windows: jax.Array) -> jax.Array:
         return decoder.apply(  # type: ignore[return-value]
@@ -64,13 +65,17 @@ def evaluate(
 
     # Every host gets all losses.
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
-    losses = []
-    for windows, weights in batches:
+
+    def losses(windows: np.ndarray) -> np.ndarray:
         check_tokens(decoder.config, windows)
-        losses.append(np.asarray(run(params, layout.place(windows)))[weights > 0])
-    if not sum(map(len, losses)):
+        check_length(decoder.config, windows.shape[1] - 1)
+        rows = layout.fill(len(windows))
+        return np.asarray(run(params, layout.place(windows[rows])))[: len(windows)]
+
+    batch_losses = [losses(windows)[weights > 0] for windows, weights in batches]
+    if not sum(map(len, batch_losses)):
         raise UserError("nothing to evaluate: no windows were given, or all have weight 0")
-    return Evaluation(np.concatenate(losses))
+    return Evaluation(np.concatenate(batch_losses))
 
 
 # --- how sure ---------------------------------------------------------------------------------

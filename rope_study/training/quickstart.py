@@ -43,5 +43,5 @@ def small_model(folder: str | os.PathLike = "runs/quickstart", encoding: str = "
     settings_of_study.workdir = os.fspath(folder)
     study = settings.resolve(settings_of_study, [encoding])
     run = study.runs[0]
-    train(run, load_corpus(run.data), sharding.make_layout(study.mesh))
+    train(run, load_corpus(run.data), sharding.make_layout(study.mesh, study.rules))
     return run.folder

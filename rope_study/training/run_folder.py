@@ -29,6 +29,7 @@ RUN_FILE, LOCK_FILE = "run.json", "owner.lock"
 
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
+FREE += ("decoder.trained_length",)  # data.length says it
 FREE += ("train.checkpoint_every", "train.log_every")
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)

@@ -20,6 +20,7 @@ from rope_study import rotary
 from rope_study.data import DataSettings, load_tokenizer
 from rope_study.decoder import DecoderConfig, presets, variants
 from rope_study.errors import UserError
+from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
@@ -78,6 +79,7 @@ class Study:
       folder: holds every run's folder, and the results.
       runs: by encoding in the order of the configuration, the seeds of one side by side.
       mesh: devices along data, fsdp, tensor.
+      rules: which of them split what.
       evaluate_windows: held-out windows whose loss is compared; 0: all.
       probe_windows: held-out windows that the probes read.
       config: all settings as they were written, for results.
@@ -86,6 +88,7 @@ class Study:
     folder: Path
     runs: tuple[Run, ...]
     mesh: str
+    rules: Rules
     evaluate_windows: int
     probe_windows: int
     config: dict
@@ -97,6 +100,9 @@ def default() -> Config:
     config.workdir = "runs/study"  # everything that is written
     config.seeds = (0,)  # initial weights and order of batches; a run each
     config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
+    config.rules = ml_collections.ConfigDict()  # the axes of the mesh that split each logical axis
+    for field in dataclasses.fields(Rules):
+        config.rules[field.name] = ",".join(getattr(Rules(), field.name))  # embed: "data,fsdp"
     config.encodings = ("rope", "nope", "p_rope(p=0.75)")  # what `study` compares
 
     config.data = ml_collections.ConfigDict()
@@ -165,7 +171,7 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     train = TrainSettings(**config.train.to_dict())
     check_at_least("evaluate.windows", config.evaluate.windows, 0)
     check_at_least("probe.windows", config.probe.windows, 1)
-    base = decoder_config(config.model, load_tokenizer(data.tokenizer).vocab_size)
+    base = _base_decoder(config)
     seeds = _check_seeds(config.seeds)
     encodings = config.encodings if variants_to_run is None else variants_to_run
     if not encodings:
@@ -187,8 +193,8 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
             runs[run_folder] = Run(name, folder / run_folder, decoder, data, train, seed)
     settings = config.copy_and_resolve_references().to_dict()
     return Study(
-        folder, tuple(runs.values()), config.mesh, config.evaluate.windows, config.probe.windows,
-        settings,
+        folder, tuple(runs.values()), config.mesh, Rules(**config.rules), config.evaluate.windows,
+        config.probe.windows, settings,
     )  # fmt: skip
 
 
@@ -203,7 +209,7 @@ def resolve_one(config: Config) -> Study:
             f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
             "seeds",
         )
-    base = decoder_config(config.model, load_tokenizer(config.data.tokenizer).vocab_size)
+    base = _base_decoder(config)
     names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
     for spec in base.pattern:
         rotary.check_named(spec.rotary, "rotary")
@@ -223,6 +229,13 @@ def folder_name(name: str) -> str:
     if len(folder) <= 200:
         return folder
     return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _base_decoder(config: Config) -> DecoderConfig:
+    """The decoder before a variant changes it, which knows the length that it is trained on."""
+    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    decoder = decoder_config(config.model, vocab_size)
+    return dataclasses.replace(decoder, trained_length=config.data.length)
 
 
 def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:

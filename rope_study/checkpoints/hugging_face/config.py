@@ -52,6 +52,7 @@ def decoder_config(kind: str, fields: Fields, file: str = "config.json") -> Deco
             final_cap=f.get("final_logit_softcapping"),
             per_layer_dim=per_layer_dim,
             per_layer_vocab_size=f["vocab_size_per_layer_input"] if per_layer_dim else 0,
+            trained_length=f["max_position_embeddings"],
             bos=f["bos_token_id"] if family.bos else None,
             **family.decoder,
         )

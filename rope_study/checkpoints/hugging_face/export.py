@@ -224,7 +224,7 @@ def _comparable(config: DecoderConfig) -> tuple:
     """What must agree: all mathematics; encodings by their frequencies, queries by their scale."""
     common = dataclasses.replace(
         config, pattern=(LayerSpec(),), compute_dtype="float32", attention="reference",
-        remat="none", scan=True, bos=None, source=None,
+        remat="none", scan=True, bos=None, source=None, trained_length=None,
     )  # fmt: skip
     return common, tuple(_comparable_layer(spec, config) for spec in config.layer_specs)
 
@@ -265,7 +265,7 @@ def _shape_fields(kind: str, config: DecoderConfig) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "rms_norm_eps": config.norm_epsilon,
         "tie_word_embeddings": config.tied,
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": config.trained_length or LONGEST,
         "bos_token_id": config.bos,
         "hidden_activation" if newer_gemma else "hidden_act": (
             "silu" if config.activation == "silu" else "gelu_pytorch_tanh"

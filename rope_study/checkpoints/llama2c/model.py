@@ -70,6 +70,7 @@ def open_checkpoint(path: str | os.PathLike) -> OpenCheckpoint:
         kv_heads=header.n_kv_heads,
         head_dim=header.head_dim,
         mlp_hidden=header.hidden_dim,
+        trained_length=header.seq_len,
         norm_epsilon=1e-5,
         norm_offset=0.0,
         activation="silu",

@@ -8,11 +8,11 @@ import numpy as np
 import xarray
 
 from rope_study.errors import UserError
+from rope_study.probes.head_patterns import MEANINGS, POSITIONAL
 
 BY_HEAD = ("layer", "head")
 DIGITS = 6  # significant ones of norms and scores: more than a reader sees, half the bytes
 LEVELS = 255  # of a weight, in 8 bits
-POSITIONAL = ("diagonal", "previous")
 
 
 def contents(
@@ -21,7 +21,8 @@ def contents(
     """The data of the page; arguments as write_page has them.
 
     Returns:
-      kinds[kind]; name[layer][head], score[layer][head], scores[layer][head][kind];
+      kinds[kind]; meanings[kind], what its score is; threshold, above which it names a head;
+      name[layer][head], score[layer][head], scores[layer][head][kind];
       q[layer][head][pair], k[layer][kv_head][pair], frequencies[layer][pair] in rad/token (None:
       not known); first: the layer and head to open with; texts: for each its label, its tokens
       queries[T] and keys[T], and weights[layer][head], the bytes [query, key] of
@@ -47,6 +48,11 @@ def contents(
     pairs = _present(np.moveaxis(q, 2, 1))
     return {
         "kinds": [str(kind) for kind in named["kind"].values],
+        "meanings": [
+            MEANINGS[str(kind)].format(window=named.attrs["window"])
+            for kind in named["kind"].values
+        ],
+        "threshold": float(named.attrs["threshold"]),
         "first": _first(name, score),
         "name": [[str(kind) for kind in row[:n]] for row, n in zip(name, heads, strict=True)],
         "score": _trim(score, heads),

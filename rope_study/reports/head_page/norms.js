@@ -1,6 +1,6 @@
 // The mean norm of each rotary pair of the chosen head, beside the mean over its layer.
 
-const FRAME = { left: 44, right: 14, top: 22, bottom: 48, height: 220 };
+const FRAME = { left: 44, right: 28, top: 22, bottom: 48, height: 220 };
 const TICK_ROOM = 64; // px that two lines of a tick's label need
 
 function showNorms() {

@@ -1,5 +1,7 @@
 // The grid of all heads by kind, and the chosen head's name and scores.
 
+const MOST_BESIDE = 16; // columns of the grid that leave room beside it; with more it lies on top
+
 // Two letters, as kinds share their first.
 const initials = (kind) => kind[0].toUpperCase() + kind.slice(1, 2);
 const nameOf = (layer, head) => `${data.name[layer][head]} (${percent(data.score[layer][head])})`;
@@ -7,6 +9,7 @@ const percent = (score) => (score === null ? "–" : score.toFixed(2));
 
 function fillOverview() {
   const columns = Math.max(...data.q.map((heads) => heads.length));
+  document.body.classList.toggle("many-heads", columns > MOST_BESIDE);
   const numbers = [...Array(columns).keys()];
   const grid = byId("grid");
   grid.replaceChildren(
@@ -35,10 +38,18 @@ function fillLegend() {
   const kinds = [...new Set([...data.kinds, "mixed", ...names])];
   const entries = kinds.map((kind) => {
     const box = make("span", { class: "box", "data-kind": kind }, initials(kind));
-    return make("li", {}, box, ` ${kind}: ${names.filter((name) => name === kind).length}`);
+    const count = names.filter((name) => name === kind).length;
+    const words = make("span", {}, `${kind}: ${count}`);
+    return make("li", {}, box, words, make("span", { class: "meaning" }, meaningOf(kind)));
   });
   byId("legend").replaceChildren(...entries);
+  byId("kinds-help").textContent = "A score is the meaning in numbers, from 0 to 1. Where the score"
+    + ` of diagonal, previous or sink is above ${percent(data.threshold)}, it names the head,`
+    + " otherwise the largest of the others does, if it is above that.";
 }
+
+const meaningOf = (kind) => (kind === "mixed" ? `no score above ${percent(data.threshold)}`
+  : data.meanings[data.kinds.indexOf(kind)] ?? "");
 
 const cellOf = (layer, head) =>
   document.querySelector(`#grid [data-layer="${layer}"][data-head="${head}"]`);
@@ -102,5 +113,6 @@ function scoreBar(kind, score) {
   const bar = make("span", { class: "bar", "data-kind": kind });
   bar.style.width = `${100 * (score ?? 0)}%`;
   const track = make("span", { class: "track", "aria-hidden": true }, bar);
-  return make("li", {}, make("span", {}, kind), track, make("span", {}, percent(score)));
+  const words = make("span", { title: meaningOf(kind) }, kind);
+  return make("li", {}, words, track, make("span", {}, percent(score)));
 }
