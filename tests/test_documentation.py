@@ -30,7 +30,6 @@ from rope_study.reports import results
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SLOW = ("probes", "figures")  # on eight fake devices, where tests/test_sharding.py has the like
 names = {"ids": lambda page: page.name}
 
 REASONS = (
@@ -289,6 +288,6 @@ def test_snippets_run(page, at_home):
 
 
 @pytest.mark.eight_devices
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in SLOW], **names)
+@pytest.mark.parametrize("page", PAGES, **names)
 def test_snippets_run_on_eight_devices(page, at_home):
     run_page(page, at_home, devices=8)

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from rope_study import figures, rotary, theory
+from rope_study import figures, files, rotary, theory
 from rope_study.errors import UserError
 from rope_study.reports import study as study_report
 
@@ -280,8 +280,8 @@ def test_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(study_report.os, "replace", fail)
-        with pytest.raises(OSError, match="disk gone"):
+        patch.setattr(files.os, "replace", fail)
+        with pytest.raises(UserError, match="disk gone"):
             study_report.write_report(path, results, {})
     assert path.read_text() == "the last one"
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]

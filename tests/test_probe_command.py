@@ -10,6 +10,7 @@ import tokenizers
 import xarray
 from commands import run_command
 from random_parameters import random_parameters
+from tqdm import tqdm
 
 from rope_study import probe, probes, sharding
 from rope_study.checkpoints import runs
@@ -78,7 +79,7 @@ def test_texts_of_one_length_are_read_together(monkeypatch):
     config, tokenizer = presets.tiny(), load_tokenizer("bytes")
     decoder, params = Decoder(config, sharding.one_device()), random_parameters(config)
     texts = [Text("ab" * n) for n in (100, 3, 90, 5, 4)]
-    batches = list(model._batches(decoder, tokenizer, texts, 512, 2, ""))
+    batches = list(model._batches(decoder, tokenizer, texts, 512, 2, tqdm(disable=True)))
     assert [tokens.shape for tokens, _ in batches] == [(2, 64), (2, 201), (2, 201)]
     assert [int(weights.sum()) for _, weights in batches] == [7 + 9, 11 + 181, 201]
     usages = [

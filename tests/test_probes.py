@@ -18,7 +18,7 @@ from rope_study.decoder import Decoder, LayerSpec, attention, presets
 from rope_study.decoder.attention_scores import Alibi
 from rope_study.decoder.query_scaling import LogN
 from rope_study.errors import UserError
-from rope_study.interventions import measurement
+from rope_study.interventions import losses, measurement
 from rope_study.interventions.changes import changes
 from rope_study.probes.frequency_usage import pair_norms
 from rope_study.probes.head_patterns import distance_bins
@@ -158,7 +158,7 @@ def test_no_intervention_rounds_on_any_device(mixed):
     decoder, params = mixed
     change, tokens = changes(decoder.config, ()), jnp.ones((2, 24), jnp.int32)
     layout, weights = make_layout(), jnp.ones((2, 24))
-    assert_exact(measurement._compiled_losses(MIXED, layout, ()), params, change, tokens)
+    assert_exact(losses._compiled(MIXED, layout, ()), params, change, tokens)
     assert_exact(measurement._compiled_patterns(MIXED, layout, ()), params, change, tokens, weights)
 
 

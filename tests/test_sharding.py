@@ -54,9 +54,9 @@ def one_device_run():
     ],
     ids=str,
 )
-def test_losses_under_other_rules_equal_one_device(one, rules):
+def test_losses_under_other_rules_equal_one_device(one_device_run, rules):
     layout = sharding.make_layout("data=2,fsdp=2,tensor=2", sharding.Rules(**rules))
-    np.testing.assert_allclose(train(layout)[3], one[3], rtol=3e-6)
+    np.testing.assert_allclose(train(layout)[3], one_device_run[3], rtol=3e-6)
 
 
 @pytest.fixture(scope="module")

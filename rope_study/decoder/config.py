@@ -9,7 +9,7 @@ from rope_study.decoder.norms import QKNorm, QKNormFixed
 from rope_study.decoder.query_scaling import QueryScale
 from rope_study.errors import UserError
 from rope_study.registry import Component
-from rope_study.rotary import Rope, Rotary, check_traced
+from rope_study.rotary import Encoding, Rope, Rotary, check_traced
 
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
@@ -153,8 +153,12 @@ def _check_layer(spec: LayerSpec, config: DecoderConfig) -> None:
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be at least 1", "pattern")
     shapes = config.of_layer(spec)
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    if isinstance(spec.rotary, Encoding) and spec.rotary.trained:
+        trained = spec.rotary.shared_parameters(shapes)
+        arrays = tuple((name, parameter.shape) for name, parameter in trained.items())
     for heads in (shapes.heads, shapes.kv_heads):
-        check_traced(spec.rotary, heads, shapes.head_dim, config.compute_dtype)
+        check_traced(spec.rotary, heads, shapes.head_dim, config.compute_dtype, arrays)
     if spec.score_function is not None:
         spec.score_function.check(spec.rotary)
     if config.attention != "reference" and (spec.score_function or spec.chunk):

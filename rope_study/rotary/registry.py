@@ -119,8 +119,18 @@ def check_named(encoding: Rotary, argument: str | None = None) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def check_traced(encoding: Rotary, heads: int, head_dim: int, dtype: str) -> None:
+def check_traced(
+    encoding: Rotary,
+    heads: int,
+    head_dim: int,
+    dtype: str,
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = (),
+) -> None:
     """Traces an encoding as the decoder will, without computing anything.
+
+    Args:
+      encoding, heads, head_dim, dtype: what is called, and what x it gets.
+      arrays: name and shape of each f32 array that an encoding of trained frequencies gets too.
 
     Raises:
       UserError: it raises, or does not give back the shape and dtype of what it was given; or its
@@ -129,10 +139,11 @@ def check_traced(encoding: Rotary, heads: int, head_dim: int, dtype: str) -> Non
     name = name_of(encoding)
     x = jax.ShapeDtypeStruct((1, 2, heads, head_dim), jnp.dtype(dtype))
     positions = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    w = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in arrays}
     try:
         if isinstance(encoding, Encoding):
             _check_frequencies(encoding, head_dim)
-        turned = jax.eval_shape(encoding, x, positions)
+        turned = jax.eval_shape(encoding, x, positions, *([w] if arrays else []))
     except UserError:
         raise
     except Exception as error:  # whatever a function of the user's own may raise
