@@ -530,8 +530,7 @@ class LearnedTurn(rotary.Encoding):
         return x + shift.astype(x.dtype)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("scan, remat", [(True, "full"), (False, "none")])
 def test_an_encoding_with_shared_arrays_is_trained_by_all_layers(scan, remat):
     config = dataclasses.replace(TINY, layers=3, scan=scan, remat=remat).with_rotary(LearnedTurn())
     tokens = jax.random.randint(jax.random.key(7), (2, 9), 0, 64)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy.special
 
 from rope_study.decoder import Decoder, check_length, check_tokens
 from rope_study.errors import UserError
@@ -108,7 +108,7 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
     if count < 2:
         return mean, float("nan")
     error = np.std(values, ddof=1) / np.sqrt(count)
-    return mean, float(error * scipy.stats.t.ppf((1 + confidence) / 2, count - 1))
+    return mean, float(error * scipy.special.stdtrit(count - 1, (1 + confidence) / 2))
 
 
 def _over_windows(losses: np.ndarray) -> tuple[float, float]:
