@@ -17,6 +17,7 @@ from rope_study.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import released
+import released_tables
 
 
 def sha256(content):
@@ -96,3 +97,9 @@ def test_unexpected_numbers_are_refused(change, match, model):
     changed = measured | change | ({"bands": bands(8)} if "bands" in change else {})
     with pytest.raises(UserError, match=match):
         released.check(model, changed)
+
+
+def test_tables_of_the_page_are_those_of_the_files():
+    page = (Path(__file__).parents[1] / "docs/released_models.md").read_text()
+    for title, table in released_tables.tables().items():
+        assert table in page, title
