@@ -213,16 +213,22 @@ def write(folder: Path, measured: dict[str, Any], measurements: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     for name, dataset in measurements.datasets.items():
-        packed = {
-            key: {"zlib": True, "complevel": 9}
-            for key, variable in dataset.variables.items()
-            if variable.dtype.kind == "f" and variable.ndim
-        }
-        small = dataset.map(lambda v: v.astype(np.float32) if v.dtype == np.float64 else v)
-        small.assign_attrs(dataset.attrs).to_netcdf(folder / f"{name}.nc", encoding=packed)
+        save_small(dataset, folder / f"{name}.nc")
     for name, figure in draw(measurements).items():
         if name.startswith(FIGURES):
             figure.savefig(folder / f"{name}.png", dpi=80)
+
+
+def save_small(dataset: xarray.Dataset, path: Path) -> None:
+    """NetCDF, packed, with f32 for what was measured."""
+    packed = {
+        key: {"zlib": True, "complevel": 9}
+        for key, variable in dataset.variables.items()
+        if variable.dtype.kind == "f" and variable.ndim
+    }
+    for key in packed.keys() & dataset.data_vars.keys():
+        packed[key]["dtype"] = "float32"
+    dataset.to_netcdf(path, encoding=packed)
 
 
 # --- numbers ----------------------------------------------------------------------------------

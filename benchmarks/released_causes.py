@@ -20,11 +20,12 @@ from typing import Any
 import jax
 import numpy as np
 import xarray
+from released import save_small
 
 from rope_study import checkpoints, data, probes, rotary
 from rope_study.data import Tokenizer
 from rope_study.data.passkey import Passkeys, passkeys
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, attention
 from rope_study.interventions import (
     Band,
     Intervention,
@@ -96,13 +97,8 @@ def main() -> None:
 
 def write(folder: Path, text: str, name: str, dataset: xarray.Dataset) -> None:
     """A small NetCDF file with where and on what it was measured; losses are printed as well."""
-    packed = {
-        key: {"zlib": True, "complevel": 9, "dtype": "float32"}
-        for key, variable in dataset.data_vars.items()
-        if variable.dtype.kind == "f" and variable.ndim
-    }
     facts = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "text": text}
-    dataset.assign_attrs(facts).to_netcdf(folder / f"{name}.nc", encoding=packed)
+    save_small(dataset.assign_attrs(facts), folder / f"{name}.nc")
     print(f"{name}.nc at {time.perf_counter() - START:.0f} s", flush=True)
     if "loss" in dataset:
         show(dataset, name)
@@ -208,8 +204,8 @@ def massive_band(massive: xarray.Dataset) -> Band | None:
     for name in "qk":
         of_dimension = massive[f"{name}_massive_by_head"].values  # [layer, head, dimension]
         is_massive[name] = np.logical_or(*rotary.pairs(of_dimension))
-    group = is_massive["q"].shape[1] // is_massive["k"].shape[1]
-    pairs = is_massive["q"] | np.repeat(is_massive["k"], group, axis=1)
+    key_heads = attention.key_heads(is_massive["q"].shape[1], is_massive["k"].shape[1])
+    pairs = is_massive["q"] | is_massive["k"][:, key_heads]
     if not pairs.any():
         return None
     return Band("massive", lambda frequencies, layer, head: np.flatnonzero(pairs[layer, head]))

@@ -3,6 +3,7 @@
 import os
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 # `make test` optimises little; jaxlib 0.10 also still has the older emitters, which compile a
@@ -25,3 +26,12 @@ def pytest_collection_modifyitems(config, items):
     selected = [item for item in items if bool(item.get_closest_marker("eight_devices")) == eight]
     config.hook.pytest_deselected(items=[item for item in items if item not in selected])
     items[:] = selected
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    """A folder of two hundred short documents that differ, enough for a run of tiny_config.py."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(200):
+        (folder / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
+    return folder

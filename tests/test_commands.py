@@ -34,15 +34,6 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Enough documents for a study."""
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(100):
-        (folder / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
-    return folder
-
-
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_settings(case, texts, tmp_path, capfd):
     argument, message = WRONG[case]

@@ -83,11 +83,7 @@ def test_the_home_folder_is_known_where_files_are_written(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("module", [study, train])
 @pytest.mark.parametrize("workdir", ["/proc/x", "{folder}/file/run"])
-def test_a_workdir_that_cannot_be_written_is_refused(module, workdir, tmp_path, capfd):
-    texts = tmp_path / "texts"
-    texts.mkdir()
-    for i in range(100):
-        (texts / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
+def test_a_workdir_that_cannot_be_written_is_refused(module, workdir, texts, tmp_path, capfd):
     (tmp_path / "file").write_text("mine")
     workdir = workdir.format(folder=tmp_path)
     where = f"--config.workdir={workdir}", f"--config.data.path={texts}"

@@ -20,15 +20,6 @@ CONFIG = "--config=tests/tiny_config.py"
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Two hundred short documents that differ."""
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(200):
-        (folder / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def train_in(texts):
     """Trains in a folder; gives the exit status."""
 

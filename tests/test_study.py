@@ -16,15 +16,6 @@ from rope_study.training.metrics import read_metrics
 CONFIG = "--config=tests/tiny_config.py"
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    """Two hundred short documents that differ."""
-    folder = tmp_path_factory.mktemp("texts")
-    for i in range(200):
-        (folder / f"{i}.txt").write_text(f"Document {i}. " + f"The {i} cats sat on {i} mats. " * 9)
-    return folder
-
-
 def run_study(folder, texts, *arguments, main=study.main) -> int:
     """The exit status of a study in that folder."""
     where = f"--config.workdir={folder}", f"--config.data.path={texts}"

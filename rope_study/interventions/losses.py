@@ -14,6 +14,7 @@ import numpy as np
 from rope_study.decoder import Decoder, DecoderConfig, check_tokens
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import Intervention
+from rope_study.probes import datasets
 from rope_study.probes.run import in_f32
 from rope_study.sharding import Layout, compiler
 
@@ -40,9 +41,11 @@ def token_losses(
     rows = list(batches)
     for tokens in rows:
         check_tokens(decoder.config, tokens)
+    config = datasets.with_trained_frequencies(decoder.config, params)
+    edits = {name: changes(config, chain) for name, chain in interventions.items()}
     return {
-        name: np.concatenate([losses_of(changes(decoder.config, chain), tokens) for tokens in rows])
-        for name, chain in interventions.items()
+        name: np.concatenate([losses_of(change, tokens) for tokens in rows])
+        for name, change in edits.items()
     }
 
 
