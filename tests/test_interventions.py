@@ -167,6 +167,22 @@ def test_a_random_band_comes_as_near_as_exchanges_can():
     np.testing.assert_array_equal(control.choose(np.ones(8), 0, 0), [6, 7])
 
 
+def test_a_random_band_by_key_head_is_one_for_all_heads_that_share_keys():
+    used = usage_of(TINY, PARAMS)  # 4 heads on 2 key heads
+    control = iv.random_band(used, band(indices=(0, 1)), by_key_head=True)
+    drawn = [control.choose(ROPE, 0, head).tolist() for head in range(4)]
+    assert drawn[0] == drawn[1] and drawn[2] == drawn[3]
+    assert all(len(pairs) == 2 and min(pairs) > 1 for pairs in drawn)
+    changes(TINY, unrotate(control))  # an edit of keys, refused where heads of a group differ
+
+
+def test_a_band_in_some_heads_edits_no_other():
+    edited = ablate(MIDDLE.in_heads("two heads", [(0, 1), (1, 3)]))
+    chain = [ablate(MIDDLE, layers=0, heads=1), ablate(MIDDLE, layers=1, heads=3)]
+    np.testing.assert_array_equal(logits(TINY, PARAMS, edited), logits(TINY, PARAMS, *chain))
+    assert np.abs(logits(TINY, PARAMS, edited) - PLAIN).max() > 0.1
+
+
 # --- edits ------------------------------------------------------------------------------------
 
 
@@ -313,6 +329,14 @@ def measured(batches=(BATCH,), decoder=None, interventions=ALL, **kwargs):
 @pytest.fixture(scope="module")
 def effects():
     return measured()
+
+
+def test_token_losses_add_up_to_those_of_texts(effects):
+    tokens, weights = BATCH
+    by_name = iv.token_losses(Decoder(TINY), PARAMS, [tokens[:3], tokens[3:]], {"plain": ()} | ALL)
+    for name, token_losses in by_name.items():
+        mean = (token_losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+        np.testing.assert_allclose(mean, effects.loss.sel(intervention=name), rtol=1e-6)
 
 
 def losses(tokens, *interventions):

@@ -26,9 +26,8 @@ def make_optimizer(
     )
 
     def schedule(done: jax.typing.ArrayLike) -> Any:
-        return rates(
-            done + 1
-        )  # the first step learns too, and the last one at the end of the cosine
+        # The first step learns too, and the last one at the end of the cosine.
+        return rates(done + 1)
 
     adamw = optax.adamw(
         schedule,
