@@ -117,7 +117,7 @@ def test_one_program_runs_every_command():
     assert refusal.returncode == 2
     assert refusal.stderr.startswith("error: unknown command 'studdy'. Did you mean 'study'?")
     assert set(command.COMMANDS) == {
-        "study", "train", "evaluate", "probe", "generate", "encodings",
+        "study", "train", "evaluate", "probe", "generate", "encodings", "plan",
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from rope_study.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
 MeshAxes = tuple[str, ...]
+Device = Any  # a jax.Device, which type checkers do not know for a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Layout:
 
 
 def make_layout(
-    mesh: str = "fsdp=-1", rules: Rules | None = None, devices: Sequence[jax.Device] | None = None
+    mesh: str = "fsdp=-1", rules: Rules | None = None, devices: Sequence[Device] | None = None
 ) -> Layout:
     """The layout for a mesh written as "data=2,fsdp=-1,tensor=1"; -1 takes what is left.
 
@@ -161,7 +163,7 @@ def make_layout(
     return Layout(Mesh(_grid(sizes, devices, mesh), MESH_AXES), rules or Rules())
 
 
-def _grid(sizes: dict[str, int], devices: Sequence[jax.Device], mesh: str) -> np.ndarray:
+def _grid(sizes: dict[str, int], devices: Sequence[Device], mesh: str) -> np.ndarray:
     """The devices by the axes of the mesh, neighbours next to each other; slices along data."""
     slices = _slices(devices)
     if slices == 1:
@@ -177,7 +179,7 @@ def _grid(sizes: dict[str, int], devices: Sequence[jax.Device], mesh: str) -> np
     return mesh_utils.create_hybrid_device_mesh(in_slice, (slices, 1, 1), devices)
 
 
-def _slices(devices: Sequence[jax.Device]) -> int:
+def _slices(devices: Sequence[Device]) -> int:
     """How many slices of TPUs; the hosts of GPUs are numbered alike and are none."""
     if devices[0].platform != "tpu":
         return 1

@@ -4,10 +4,10 @@ import importlib.util
 import os
 from typing import Any
 
-import jax
 from jax.experimental import topologies
 
 from rope_study.errors import UserError, nearest
+from rope_study.sharding.mesh import Device
 
 _SQUARES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = (
@@ -28,7 +28,7 @@ ENVIRONMENT = {
 }
 
 
-def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
+def topology_devices(name: str, slices: int = 1) -> list[Device]:
     """The devices of a topology, to compile for and not to run on.
 
     Args:
@@ -42,7 +42,8 @@ def topology_devices(name: str, slices: int = 1) -> list[jax.Device]:
     if shape not in TOPOLOGIES.get(version, ()):
         known = [f"{version}:{shape}" for version in TOPOLOGIES for shape in TOPOLOGIES[version]]
         raise UserError(
-            f"unknown topology {name!r}.{nearest(name, known)} Known: {', '.join(known)}",
+            f"unknown topology {name!r}.{nearest(name, known)} Known: v5e and v6e with"
+            f" {', '.join(_SQUARES)}; v4, v5p and tpu7x with {', '.join(_CUBES)}",
             "topology",
         )
     if importlib.util.find_spec("libtpu") is None:

@@ -44,10 +44,12 @@ class TrainSettings:
     clip: float
     checkpoint_every: int
     log_every: int
+    accumulate: int = 1
 
     def __post_init__(self):
-        for name, least in {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1}.items():
-            check_at_least(name, getattr(self, name), least)
+        least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}
+        for name, lowest in least.items():
+            check_at_least(name, getattr(self, name), lowest)
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
@@ -142,6 +144,7 @@ def default() -> Config:
     train.clip = 1.0  # largest global gradient norm
     train.checkpoint_every = 200  # steps
     train.log_every = 10  # steps
+    train.accumulate = 1  # parts of a batch that run one after the other, where memory is short
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.windows = 512  # held-out sequences, evenly spaced; 0: all
@@ -156,13 +159,16 @@ def meanings() -> dict[str, str]:
     return dict(line.findall(inspect.getsource(default)))
 
 
-def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
+def resolve(
+    config: Config, variants_to_run: Sequence | None = None, vocab_size: int | None = None
+) -> Study:
     """The plain values of a configuration: a run for every encoding and seed.
 
     Args:
       config: as `default` makes it.
       variants_to_run: what to train instead of config.encodings; None in it is the model as
         config.model describes it.
+      vocab_size: of the tokenizer, which is not looked at then.
 
     Raises:
       UserError: naming the value, what is allowed and the argument. Nothing was written.
@@ -171,7 +177,7 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     train = TrainSettings(**config.train.to_dict())
     check_at_least("evaluate.windows", config.evaluate.windows, 0)
     check_at_least("probe.windows", config.probe.windows, 1)
-    base = _base_decoder(config)
+    base = _base_decoder(config, vocab_size)
     seeds = _check_seeds(config.seeds)
     encodings = config.encodings if variants_to_run is None else variants_to_run
     if not encodings:
@@ -198,8 +204,8 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     )  # fmt: skip
 
 
-def resolve_one(config: Config) -> Study:
-    """The one run of config.model, in config.workdir itself.
+def resolve_one(config: Config, vocab_size: int | None = None) -> Study:
+    """The one run of config.model, in config.workdir itself; arguments as in `resolve`.
 
     Raises:
       UserError: as `resolve`, or several seeds.
@@ -209,11 +215,11 @@ def resolve_one(config: Config) -> Study:
             f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
             "seeds",
         )
-    base = _base_decoder(config)
+    base = _base_decoder(config, vocab_size)
     names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
     for spec in base.pattern:
         rotary.check_named(spec.rotary, "rotary")
-    study = resolve(config, [ROTARY])
+    study = resolve(config, [ROTARY], vocab_size)
     run = dataclasses.replace(
         study.runs[0], name=" / ".join(names), folder=study.folder, decoder=base
     )
@@ -231,9 +237,9 @@ def folder_name(name: str) -> str:
     return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _base_decoder(config: Config) -> DecoderConfig:
+def _base_decoder(config: Config, vocab_size: int | None) -> DecoderConfig:
     """The decoder before a variant changes it, which knows the length that it is trained on."""
-    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    vocab_size = vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
     decoder = decoder_config(config.model, vocab_size)
     return dataclasses.replace(decoder, trained_length=config.data.length)
 

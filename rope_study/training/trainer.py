@@ -114,10 +114,33 @@ class Trainer:
         done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
         return TrainState(done, restored[runs.PARAMS], restored[runs.OPTIMIZER])
 
+    def lower(self, rows: int, length: int) -> jax.stages.Lowered:
+        """The step's program for `rows` windows of length + 1 tokens, before it is compiled."""
+        sharding = self.layout.sharding("batch", None)
+        windows = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=sharding)
+        return self.step.lower(self.abstract_state, windows)
+
     @property
     def checkpoint_size(self) -> int:
         """Bytes of a checkpoint before they are compressed."""
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.abstract_state))
+
+
+def make_trainer(run: Run, layout: Layout) -> Trainer:
+    """The trainer of a run on these devices; nothing is computed yet.
+
+    Raises:
+      UserError: sizes that do not divide over the devices, or an attention backend that they do not
+        have.
+    """
+    layout = fit_layout(run.decoder, layout)
+    layout.check_rows(run.data.batch_size)
+    if not attention.runs_on(run.decoder.attention, layout):
+        raise UserError(
+            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
+            "give attention='reference'",
+        )  # fmt: skip
+    return Trainer(Decoder(run.decoder, layout), run.train, run.seed)
 
 
 def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
@@ -133,19 +156,11 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       The decoder and its trained parameters.
 
     Raises:
-      UserError: the folder holds another run, has another owner or cannot be written; sizes that do
-        not divide over the devices; an attention backend that they do not have; or a loss or a
-        state that is no longer finite.
+      UserError: as make_trainer; the folder holds another run, has another owner or cannot be
+        written; or a loss or a state that is no longer finite.
       KeyboardInterrupt: as it came, with a note on what is saved.
     """
-    layout = fit_layout(run.decoder, layout)
-    layout.check_rows(run.data.batch_size)
-    if not attention.runs_on(run.decoder.attention, layout):
-        raise UserError(
-            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
-            "give attention='reference'",
-        )  # fmt: skip
-    trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
+    trainer = make_trainer(run, layout)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
             runs.write_model(run.folder, run.decoder, corpus.tokenizer)
