@@ -136,7 +136,7 @@ def read(
     windows = batches.held_out_batches(
         corpus.held_out, arguments.length, 1, corpus.tokenizer.bos, 8
     )
-    texts = [window[:, :-1] for window, _ in windows]
+    texts = [(window[:, :-1], np.ones_like(window[:, 1:], np.float32)) for window, _ in windows]
     usage = probes.run(decoder, params, texts, [probes.frequency_usage])["frequency_usage"]
     found |= {name: usage[name].mean("head" if "head" in usage[name].dims else "kv_head")
               for name in ("q", "k", "v")}  # fmt: skip
