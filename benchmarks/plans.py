@@ -18,7 +18,7 @@ PLANS = (
     f"{WIKI} --topology=v5e:4x4",
     f"{FLAN} --topology=v5e:4x4",
     f"{WIKI} --topology=v5e:16x16 --config.train.accumulate=2",
-    f"{WIKI} --topology=v5p:2x2x2 --config.train.accumulate=32",
+    f"{WIKI} --topology=v5p:2x2x2 --config.train.accumulate=16",
     f"{WIKI} --topology=v6e:4x4",
     f"{WIKI} --topology=v5e:4x4 --slices=2 --config.mesh=data=2,fsdp=-1"
     " --config.train.accumulate=16",

@@ -141,7 +141,12 @@ def run(resolved: tuple[Study, str | None]) -> None:
     for settings in candidates(plan):
         given = " ".join(f"--config.{name}={value}" for name, value in settings.items())
         print(f"\ntrying {given}", flush=True)
-        if attempt(plan.change(settings), note):
+        try:
+            fits = attempt(plan.change(settings), note)
+        except UserError as error:  # such as heads that do not divide
+            print(f"cannot be: {error.problem}")
+            continue
+        if fits:
             print(f"\nThe configuration does not fit as it is; it does with {given}")
             sys.exit(1)
     print("\nnothing of this fits: take more chips, or chips with more memory")
