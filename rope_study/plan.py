@@ -19,7 +19,7 @@ import jax
 from absl import flags
 
 from rope_study import command
-from rope_study.decoder import presets
+from rope_study.decoder import attention, presets
 from rope_study.errors import UserError
 from rope_study.probes.run import describe
 from rope_study.reports import plan as report
@@ -191,9 +191,10 @@ def attempt(plan: Plan, note: str | None) -> bool:
         print(f"does not fit, by the compiler's account: {error}")
         return False
     print(
-        f"mesh {plan.study.mesh}, attention {decoder.attention}, remat {decoder.remat},"
+        f"mesh {plan.study.mesh}, remat {decoder.remat},"
         f" {'scanned' if decoder.scan else 'unrolled'} layers,"
         f" accumulate {plan.run.train.accumulate}\n"
+        f"{attention.in_words(decoder, plan.layout)}\n"
         f"compiled in {time.monotonic() - start:.0f} s by libtpu"
         f" {importlib.metadata.version('libtpu')}; not run on a TPU\n"
     )

@@ -17,7 +17,7 @@ from flax import struct
 
 from rope_study.checkpoints import runs
 from rope_study.data import Corpus
-from rope_study.decoder import Decoder, attention, fit_layout
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, is_main_process
 from rope_study.training import run_folder
@@ -132,16 +132,11 @@ def make_trainer(run: Run, layout: Layout) -> Trainer:
     """The trainer of a run on these devices; nothing is computed yet.
 
     Raises:
-      UserError: sizes that do not divide over the devices, or an attention backend that they do not
-        have.
+      UserError: sizes that do not divide over the devices, or an attention backend that cannot run
+        the decoder on them.
     """
     layout = fit_layout(run.decoder, layout)
     check_rows(run.data.batch_size, run.train.accumulate, layout)
-    if not attention.runs_on(run.decoder.attention, layout):
-        raise UserError(
-            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
-            "give attention='reference'",
-        )  # fmt: skip
     return Trainer(Decoder(run.decoder, layout), run.train, run.seed)
 
 
