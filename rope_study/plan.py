@@ -183,7 +183,7 @@ def heading(plan: Plan) -> str:
 
 def attempt(plan: Plan, note: str | None) -> bool:
     """Compiles and prints what comes of it; whether it fits."""
-    decoder, start = plan.run.decoder, time.monotonic()
+    start = time.monotonic()
     try:
         program = plan.program()
         compiled = programs.compile_program(program)
@@ -191,15 +191,22 @@ def attempt(plan: Plan, note: str | None) -> bool:
         print(f"does not fit, by the compiler's account: {error}")
         return False
     print(
-        f"mesh {plan.study.mesh}, remat {decoder.remat},"
-        f" {'scanned' if decoder.scan else 'unrolled'} layers,"
-        f" accumulate {plan.run.train.accumulate}\n"
-        f"{attention.in_words(decoder, plan.layout)}\n"
+        f"mesh {plan.study.mesh}, {running(plan)}\n"
         f"compiled in {time.monotonic() - start:.0f} s by libtpu"
         f" {importlib.metadata.version('libtpu')}; not run on a TPU\n"
     )
     print("\n".join(lines(plan, program.work, compiled, note)))
     return True
+
+
+def running(plan: Plan) -> str:
+    """How the decoder is run."""
+    decoder = plan.run.decoder
+    words = [attention.in_words(decoder, plan.layout)]
+    words += [f"{'scanned' if decoder.scan else 'unrolled'} layers"]
+    if plan.probe is None:
+        words += [f"remat {decoder.remat}", f"accumulate {plan.run.train.accumulate}"]
+    return ", ".join(words)
 
 
 def lines(
@@ -221,6 +228,8 @@ def lines(
         chips = devices // plan.chip.devices
         text += report.run_lines(timed.seconds, plan.run.train.steps, runs, chips, assumed)
     text += report.assumption_lines(work, compiled, plan.chip, assumed, plan.slices)
+    if plan.probe is None:
+        text += [report.price_line(plan.chip, assumed)]
     return text + [f"  {note}"] * (note is not None)
 
 

@@ -12,7 +12,7 @@ from rope_study.sharding.hlo import BETWEEN_SLICES, Collective
 
 # Dollars for a chip and an hour, on demand, in regions of the USA.
 PRICES = {"v4": 3.22, "v5e": 1.20, "v5p": 4.20, "v6e": 2.70}
-PRICES_OF = "November 2026"
+PRICES_OF = "as looked up in November 2026"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +121,10 @@ def time_lines(work: Work, timed: Estimate, chip: Chip, devices: int, call: str)
 def run_lines(seconds: float, steps: int, runs: int, chips: int, assumed: Assumptions) -> list[str]:
     """Hours and dollars of a whole run, and of all runs of a study."""
     hours = steps * seconds / 3600
-    return [
-        f"  {steps:,} steps: {_cost(hours, chips, assumed)}",
-        *([f"  a study of {runs} runs: {_cost(runs * hours, chips, assumed)}"] * (runs > 1)),
-    ]
+    lines = [f"  {steps:,} steps: {_cost(hours, chips, assumed)}"]
+    if runs > 1:
+        lines.append(f"  a study of {runs} runs: {_cost(runs * hours, chips, assumed)}")
+    return lines
 
 
 def _cost(hours: float, chips: int, assumed: Assumptions) -> str:
@@ -144,7 +144,7 @@ def assumption_lines(
         " links carry both ways, all of them in use",
         f"  memory traffic goes at {chip.bandwidth / chip.devices:g} GB/s",
         "  these hide each other: the longest counts",
-        "  steps follow each other at once: no waiting for data, evaluation, checkpoints, restarts",
+        "  nothing waits: not for data, evaluation, checkpoints or restarts",
     ]
     if work.passes > 1:
         lines.append(f"  products of f32 take {work.passes} passes of bf16")
@@ -152,16 +152,17 @@ def assumption_lines(
         lines.append(f"  a chip sends {assumed.network:g} GB/s to other slices (--network)")
     if not compiled.exact:
         lines.append("  loops whose length the compiler does not tell run once")
-    if assumed.price is None:
-        lines.append(f"  no price of a {chip.name} is known here: give --price")
-    elif assumed.price == PRICES.get(chip.name):
-        lines.append(
-            f"  ${assumed.price:.2f} for a chip and an hour: list price on demand in US regions,"
-            f" {PRICES_OF} (--price)"
-        )
-    else:
-        lines.append(f"  ${assumed.price:.2f} for a chip and an hour, as given")
     return lines
+
+
+def price_line(chip: Chip, assumed: Assumptions) -> str:
+    """What a chip costs, and where that is from."""
+    if assumed.price is None:
+        return f"  no price of a {chip.name} is known here: give --price"
+    price = f"  ${assumed.price:.2f} for a chip and an hour"
+    if assumed.price != PRICES.get(chip.name):
+        return f"{price}, as given"
+    return f"{price}: list price on demand in US regions, {PRICES_OF} (--price)"
 
 
 def _device(chip: Chip) -> str:
