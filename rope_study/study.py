@@ -39,19 +39,22 @@ def study(study: Study) -> dict:
 def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> results.Outcome:
     """Trains, evaluates and probes one encoding with one seed."""
     decoder, params = trainer.train(run, corpus, layout)
-    held_out = evaluate(decoder, params, corpus.held_out_batches(study.evaluate_windows))
-    usage = _probe_held_out(decoder, params, corpus, study.probe_windows)
+    batches = corpus.held_out_batches(study.evaluate_windows, run.microbatch)
+    held_out = evaluate(decoder, params, batches)
+    usage = _probe_held_out(decoder, params, corpus, study.probe_windows, run.microbatch)
     if sharding.is_main_process():
         probes.save(usage, run.folder / "frequency_usage.nc")
     metrics = sharding.on_main(lambda: read_metrics(run.folder))
     return results.Outcome(run, held_out, usage, metrics)
 
 
-def _probe_held_out(decoder: Decoder, params: dict, corpus: Corpus, windows: int) -> xarray.Dataset:
+def _probe_held_out(
+    decoder: Decoder, params: dict, corpus: Corpus, windows: int, at_a_time: int
+) -> xarray.Dataset:
     """Frequency usage on held-out windows."""
     batches = [
         (rows[:, :-1], np.repeat(weights[:, None], rows.shape[1] - 1, axis=1))
-        for rows, weights in corpus.held_out_batches(windows)
+        for rows, weights in corpus.held_out_batches(windows, at_a_time)
     ]
     read = int(sum(weights[:, 0].sum() for _, weights in batches))  # there may be fewer
     text = f"{read} held-out windows of {corpus.name}"

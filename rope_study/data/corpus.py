@@ -67,11 +67,14 @@ class Corpus:
             self.train, self.length, self.batch_size, seed, self.tokenizer.bos
         )
 
-    def held_out_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all."""
+    def held_out_batches(
+        self, max_windows: int, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
         return batches.held_out_batches(
-            self.held_out, self.length, self.batch_size, self.tokenizer.bos, max_windows or None
-        )
+            self.held_out, self.length, batch_size or self.batch_size, self.tokenizer.bos,
+            max_windows or None,
+        )  # fmt: skip
 
 
 def load_corpus(settings: DataSettings) -> Corpus:

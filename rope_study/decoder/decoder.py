@@ -113,9 +113,10 @@ class Decoder(nn.Module):
         """Weighted sum over targets int[B, T] of their negative log likelihood, in nats."""
         x, _ = self.features(tokens)
         weights = jnp.ones(tokens.shape, jnp.float32) if weights is None else weights
-        return loss.cross_entropy(
-            x, self.output_table, targets, weights, self.layout, cap=self.config.final_cap
-        )
+        with jax.named_scope("loss"):
+            return loss.cross_entropy(
+                x, self.output_table, targets, weights, self.layout, cap=self.config.final_cap
+            )
 
     def token_losses(self, tokens: Array, targets: Array, edit: Edit | None = None) -> Array:
         """Negative log likelihood f32[B, T] of every target int[B, T], in nats; no gradients."""

@@ -61,7 +61,8 @@ def layer(
         norm(x, w["attention_norm"]), w, positions, spec, config, hook, extend_keys, rows
     )
     x = x + (norm(added, w["post_attention_norm"]) if config.post_norms else added)
-    added = _mlp(norm(x, w["mlp_norm"]), w, config)
+    with jax.named_scope("mlp"):
+        added = _mlp(norm(x, w["mlp_norm"]), w, config)
     x = x + (norm(added, w["post_mlp_norm"]) if config.post_norms else added)
     if per_layer_input is not None:
         gate = _activate(_project("btd,dp->btp", x, w["per_layer_gate"]), config)

@@ -2,7 +2,7 @@
 
 A run is what its result depends on: model, data, training and seed, and what the encoding computes,
 so that a changed function of the user's own is noticed. Where text lies, the mesh, the attention
-backend, and how often something is logged or saved change nothing.
+backend, in how many parts a batch runs, and what is logged or saved when change nothing.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ RUN_FILE, LOCK_FILE = "run.json", "owner.lock"
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
 FREE += ("decoder.trained_length",)  # data.length says it
-FREE += ("train.checkpoint_every", "train.log_every")
+FREE += ("train.checkpoint_every", "train.log_every", "train.profile_steps")
+FREE += ("train.accumulate",)  # other roundings, as other devices have
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)
 

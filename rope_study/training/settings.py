@@ -44,15 +44,19 @@ class TrainSettings:
     clip: float
     checkpoint_every: int
     log_every: int
-    init_from: str
+    accumulate: int = 1
+    profile_steps: range = range(0)  # or as text, "10:13"
+    init_from: str = NONE
 
     def __post_init__(self):
-        for name, least in {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1}.items():
-            check_at_least(name, getattr(self, name), least)
+        least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}
+        for name, lowest in least.items():
+            check_at_least(name, getattr(self, name), lowest)
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{name}={value} must be a positive number", name)
+        object.__setattr__(self, "profile_steps", _step_range(self.profile_steps, self.steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Run:
     data: DataSettings
     train: TrainSettings
     seed: int
+
+    @property
+    def microbatch(self) -> int:
+        """Rows that are on the devices at a time."""
+        return self.data.batch_size // self.train.accumulate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,8 @@ def default() -> Config:
     train.checkpoint_every = 200  # steps
     train.log_every = 10  # steps
     train.init_from = NONE  # a checkpoint whose decoder and weights a run begins with
+    train.accumulate = 1  # parts of a batch that run one after the other, where memory is short
+    train.profile_steps = NONE  # steps to trace into profile/ of the run: "10:13" is 10, 11, 12
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.windows = 512  # held-out sequences, evenly spaced; 0: all
@@ -313,6 +324,21 @@ def check_at_least(name: str, value: int, least: int) -> None:
     """Refuses a number below `least`."""
     if value < least:
         raise UserError(f"{name}={value} must be at least {least}", name)
+
+
+def _step_range(steps: str | range, total: int) -> range:
+    """The steps that "first:stop" means, of 0..total-1; "none" are none."""
+    if isinstance(steps, range) or steps == NONE:
+        return steps if isinstance(steps, range) else range(0)
+    numbers = re.fullmatch(r"(\d+):(\d+)", steps)
+    parsed = range(*map(int, numbers.groups())) if numbers else range(0)
+    if not parsed or parsed.stop > total:
+        raise UserError(
+            f"profile_steps={steps!r} must be first:stop within the steps 0:{total}, such as"
+            f" '{max(total - 3, 0)}:{total}', or {NONE!r}",
+            "profile_steps",
+        )
+    return parsed
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
