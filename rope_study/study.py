@@ -10,7 +10,7 @@ import xarray
 
 from rope_study import command, probes, sharding
 from rope_study.data import Corpus, load_corpus
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.reports import outputs, results
 from rope_study.training import run_folder, trainer
 from rope_study.training.evaluate import evaluate
@@ -22,10 +22,13 @@ def study(study: Study) -> dict:
     """Runs or continues a study; returns what results.json holds.
 
     Raises:
-      UserError: wrong text, or folders that hold something else; raised before anything is written.
+      UserError: wrong text, decoders that the devices cannot run, or folders that hold something
+        else; raised before anything is written.
     """
     corpus = load_corpus(study.runs[0].data)
     layout = sharding.make_layout(study.mesh, study.rules)
+    for run in study.runs:
+        fit_layout(run.decoder, layout)  # not after hours of training the others
     run_folder.check_study(study.folder)
     outcomes = [_run(run, study, corpus, layout) for run in study.runs]
     summary = results.summarise(outcomes, study, corpus)

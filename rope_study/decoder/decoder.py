@@ -170,7 +170,9 @@ class Decoder(nn.Module):
     ) -> tuple[Array, list[dict], list[KeyValues]]:
         """Features [B, T, D], what the probes measured in each layer, and the keys to keep."""
         c, T = self.config, tokens.shape[1]
-        rows = None if cache is None else start + jnp.arange(T)
+        # The first tokens of a cache have none before them: any backend reads them.
+        first = cache is None or (isinstance(start, int) and start == 0)
+        rows = None if first else start + jnp.arange(T)
         if positions is None:
             positions = jnp.arange(T)[None] if rows is None else rows[None]
         if weights is None:
@@ -215,8 +217,9 @@ class Decoder(nn.Module):
 
             layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
             x, keys = layer(
-                x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows, layer_input
-            )
+                x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows,
+                layer_input, self.layout,
+            )  # fmt: skip
             measured.update(measure(late))
             return self._constrain(x), measured, keys
 

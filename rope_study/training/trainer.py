@@ -17,7 +17,7 @@ from flax import struct
 
 from rope_study.checkpoints import runs
 from rope_study.data import Corpus
-from rope_study.decoder import Decoder, attention, fit_layout
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, compiler, is_main_process
 from rope_study.training import run_folder
@@ -143,11 +143,6 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     """
     layout = fit_layout(run.decoder, layout)
     check_rows(run.data.batch_size, run.train.accumulate, layout)
-    if not attention.runs_on(run.decoder.attention, layout):
-        raise UserError(
-            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
-            "give attention='reference'",
-        )  # fmt: skip
     trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
