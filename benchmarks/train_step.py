@@ -38,10 +38,12 @@ def full_logits(x, embedding, targets, weights, layout=None, chunk=None, cap=Non
     return jnp.sum(losses * weights)
 
 
-def measure(c, batch: int, length: int, steps: int) -> dict:
+def measure(c, batch: int, length: int, steps: int, accumulate: int) -> dict:
     """Median seconds of a step, device memory and the last loss."""
     decoder = Decoder(c, sharding.one_device())
-    trainer = Trainer(decoder, settings.resolve(settings.default()).runs[0].train, seed=0)
+    config = settings.default()
+    config.train.accumulate = accumulate
+    trainer = Trainer(decoder, settings.TrainSettings(**config.train.to_dict()), seed=0)
     rng = np.random.default_rng(0)
     windows = [
         decoder.layout.place(rng.integers(0, 250_000 % c.vocab_size, (batch, length + 1), np.int32))
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens a sequence")
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps a variant")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
     args = parser.parse_args()
     base = presets.PRESETS.make(args.preset)
@@ -122,7 +125,7 @@ def main() -> None:
     for name, c, cross_entropy in variants(base, gpu):
         loss.cross_entropy = cross_entropy
         try:
-            row = measure(c, args.batch, args.length, args.steps)
+            row = measure(c, args.batch, args.length, args.steps, args.accumulate)
         except jax.errors.JaxRuntimeError as error:  # out of memory is a result too
             print(f"{name:<50} {str(error).splitlines()[0][:80]}")
             continue

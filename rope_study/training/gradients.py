@@ -43,18 +43,29 @@ def loss_and_gradients(
       accumulate: how many parts the batch is cut into; see check_rows.
       shardings: of the parameters.
     """
-    layout, length = decoder.layout, windows.shape[1]
-    assert layout is not None
-    targets = windows.shape[0] * (length - 1)
+    if accumulate == 1:
+        return _of_rows(decoder, params, windows, windows[:, 1:].size)
+    return _in_parts(decoder, params, windows, accumulate, shardings)
 
-    def mean_loss(params: dict, decoder: Decoder, windows: jax.Array) -> jax.Array:
+
+def _of_rows(
+    decoder: Decoder, params: dict, windows: jax.Array, targets: int
+) -> tuple[jax.Array, dict]:
+    """The summed loss of some rows over the number of all targets, and its gradients."""
+
+    def mean_loss(params: dict) -> jax.Array:
         inputs = windows[:, :-1], windows[:, 1:]
         total: Any = decoder.apply({"params": params}, *inputs, method="loss")
         return total / targets
 
-    if accumulate == 1:
-        return jax.value_and_grad(mean_loss)(params, decoder, windows)
+    return jax.value_and_grad(mean_loss)(params)
 
+
+def _in_parts(
+    decoder: Decoder, params: dict, windows: jax.Array, accumulate: int, shardings: Any
+) -> tuple[jax.Array, dict]:
+    layout, length = decoder.layout, windows.shape[1]
+    assert layout is not None
     same, others = _along_same_parameters(layout)
     rules = dataclasses.replace(layout.rules, batch=others)
     group = Decoder(decoder.config, dataclasses.replace(layout, rules=rules))
@@ -63,17 +74,16 @@ def loss_and_gradients(
     groups_spec = (same,) if same else ()
 
     def constrain(x: jax.Array, *spec: Any) -> jax.Array:
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(layout.mesh, PartitionSpec(*groups_spec, *spec))
-        )
+        sharding = NamedSharding(layout.mesh, PartitionSpec(*groups_spec, *spec))
+        return jax.lax.with_sharding_constraint(x, sharding)
 
-    def of_part(windows: jax.Array) -> tuple[jax.Array, dict]:
-        return jax.value_and_grad(mean_loss)(params, group, windows)
+    def of_part(part: jax.Array) -> tuple[jax.Array, dict]:
+        return _of_rows(group, params, part, windows[:, 1:].size)
 
-    run = jax.vmap(of_part, spmd_axis_name=same) if same else of_part
+    of_groups = jax.vmap(of_part, spmd_axis_name=same) if same else of_part
 
     def add(sums: tuple, part: jax.Array) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, run(constrain(part, others or None, None))), None
+        return jax.tree.map(jnp.add, sums, of_groups(constrain(part, others or None, None))), None
 
     # The rows of a device lie together: neighbours go to different parts.
     parts = jnp.moveaxis(windows.reshape(*groups, -1, accumulate, length), -2, 0)

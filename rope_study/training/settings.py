@@ -44,9 +44,9 @@ class TrainSettings:
     clip: float
     checkpoint_every: int
     log_every: int
-    init_from: str
     accumulate: int = 1
     profile_steps: range = range(0)  # or as text, "10:13"
+    init_from: str = NONE
 
     def __post_init__(self):
         least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}

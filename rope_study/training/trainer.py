@@ -19,7 +19,7 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import Layout, is_main_process
+from rope_study.sharding import Layout, compiler, is_main_process
 from rope_study.training import run_folder
 from rope_study.training.gradients import check_rows, loss_and_gradients
 from rope_study.training.initial import continued
@@ -77,6 +77,7 @@ class Trainer:
             self.decoder, state.params, windows, self._accumulate, self.shardings.params
         )
         with jax.named_scope("optimizer"):
+            gradients = compiler.in_row_major(gradients, self.layout)
             updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         metrics = {
