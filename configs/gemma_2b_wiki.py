@@ -6,9 +6,10 @@ On every host, with Gemma's tokenizer.model and Wikipedia as JSON Lines:
 
 Plan for 16 chips of v5e, compiled and not run on a TPU (results/plans.txt): 10.2 of 16 GiB a chip.
 Where products reach 60 % of the peak an encoding takes 132 hours and $2,500, all seven $17,700. On
-256 chips, with --config.train.accumulate=2, 8.2 hours for the same price. Other chips:
+256 chips, with --config.train.accumulate=2, 8.2 hours for the same price; on 16 of v6e 28 hours
+and $1,200. Others:
 
-    python -m rope_study.plan --config=configs/gemma_2b_wiki.py --topology=v6e:4x4
+    python -m rope_study.plan --config=configs/gemma_2b_wiki.py --topology=v4:2x2x4
 """
 
 from rope_study.training import table2
