@@ -21,8 +21,8 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "filelock>=4,<5",
         "flax>=0.12,<0.13",
+        "google-crc32c>=1.5,<2",
         "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
         "jax>=0.10,<0.13",

@@ -20,6 +20,7 @@ from rope_study import rotary
 from rope_study.data import DataSettings, load_tokenizer
 from rope_study.decoder import DecoderConfig, presets, variants
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
@@ -176,7 +177,7 @@ def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
     encodings = config.encodings if variants_to_run is None else variants_to_run
     if not encodings:
         raise UserError("no encodings to compare: give some, as ('rope', 'nope')", "encodings")
-    folder = Path(config.workdir).expanduser()
+    folder = to_path(config.workdir, "workdir")
     runs: dict[str, Run] = {}
     for encoding in encodings:
         name, decoder = variants.apply(base, encoding, "encodings")

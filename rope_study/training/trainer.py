@@ -169,7 +169,7 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
                 progress.update(step, metrics)
                 done = step + 1
                 if done % run.train.checkpoint_every == 0 or done == run.train.steps:
-                    progress.flush()
+                    progress.save()
                     trainer.save(manager, done, state)
     return state.params
 
@@ -221,6 +221,12 @@ class _Progress:
         """Takes one step's metrics, still on the device, and writes the step before."""
         self.flush()
         self._pending = step, metrics
+
+    def save(self) -> None:
+        """Writes all metrics to where the checkpoint that follows will lie."""
+        self.flush()
+        if self._log:
+            self._log.save()
 
     def flush(self) -> None:
         """Writes the metrics that are held back."""
