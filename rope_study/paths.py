@@ -61,7 +61,7 @@ def absolute(path: Path) -> Path:
 
 
 def kind_of(path: Path) -> str | None:
-    """ "file" or "folder"; None for neither, as where a whole text, too long for a name, is given."""
+    """What is there, "file" or "folder"; None, too, of a whole text, too long for a name."""
     try:
         return "file" if path.is_file() else "folder" if path.is_dir() else None
     except OSError:
@@ -70,6 +70,7 @@ def kind_of(path: Path) -> str | None:
 
 def _check_installed(scheme: str, argument: str | None) -> None:
     import fsspec
+    from fsspec.config import conf
 
     if scheme == "gs" and importlib.util.find_spec("gcsfs") is None:
         raise UserError(
@@ -77,7 +78,7 @@ def _check_installed(scheme: str, argument: str | None) -> None:
             argument,
         )
     # Other hosts write too: what a folder held a minute ago says little.
-    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
+    conf.setdefault(scheme, {})["use_listings_cache"] = False
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:

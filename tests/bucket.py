@@ -24,7 +24,10 @@ class _Handler(RequestHandler):
     """The emulator's, with generations."""
 
     def do_POST(self):
-        self._on_condition(super().do_POST)
+        if "/moveTo/" in self.path:  # which the emulator lacks; clients then copy and remove
+            self.send_error(http.HTTPStatus.BAD_REQUEST)
+        else:
+            self._on_condition(super().do_POST)
 
     def do_DELETE(self):
         self._on_condition(super().do_DELETE)

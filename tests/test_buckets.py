@@ -1,5 +1,7 @@
 """Paths in a bucket: what is written there, and whole commands that use nothing else."""
 
+import gzip
+import importlib
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ import pytest
 import xarray
 from commands import check_one_line, run_command
 
-from rope_study import checkpoints, data, evaluate, files, generate, paths, probe, probes
+from rope_study import checkpoints, data, evaluate, files, paths, probe, probes, train
 from rope_study.errors import UserError
 from rope_study.training import metrics, owner
 
@@ -35,6 +37,116 @@ def environment():
 def folder(environment, request):
     """A folder of the test's own."""
     return paths.to_path(f"gs://bucket/{request.node.name}")
+
+
+# --- paths and files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        (
+            "gs://absent/run",
+            r"gs://absent cannot be reached \(.*\): check its name, and that .gcloud",
+        ),
+        ("s3://bucket/run", "s3:// paths: Install s3fs"),
+        ("http://host/run", "'http://host/run' is no path: give a local one, or gs://bucket/"),
+        ("gs:///run", "'gs:///run' is no path"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line(path, message, environment, capfd):
+    arguments = "--config=tests/tiny_config.py", f"--config.workdir={path}"
+    assert run_command(train.main, *arguments) == 2
+    check_one_line(capfd, rf"{message}.*; set config\.workdir$")
+
+
+def test_without_the_extra_its_name_is_said(monkeypatch):
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'rope_study\[gcs\]'"):
+        paths.to_path("gs://bucket/run")
+
+
+def test_local_paths_load_no_library_of_buckets():
+    program = (
+        "import sys; from rope_study import command, paths; paths.to_path('runs/x');"
+        " assert not {'fsspec', 'gcsfs', 'aiohttp'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_folder_is_replaced_and_what_readers_look_for_comes_last(folder):
+    for names in (["a/weights", "config.json", "z"], ["config.json"]):
+        with files.atomic(folder / "model") as part:
+            for name in names:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_text("content")
+        objects = paths.objects_below(folder / "model")
+        assert list(objects) == names
+        assert max(objects, key=lambda name: int(objects[name]["generation"])) == "config.json"
+    with pytest.raises(UserError, match="exists and is not empty"):
+        files.check_new_folder(folder)
+
+
+def test_nothing_is_left_where_writing_fails(folder):
+    with pytest.raises(KeyError), files.atomic(folder / "a") as part:
+        part.write_text("ha")
+        raise KeyError
+    files.check_writable(folder / "new" / "a")
+    assert not paths.files_below(folder)
+
+
+def test_a_folder_is_moved_beside_what_is_there(folder):
+    for content in ("first", "second"):
+        files.write_atomically(folder / "6" / "array", content)
+        files.move_to(folder / "6", folder / "damaged")
+    moved = {file.name: file for file in paths.files_below(folder / "damaged")}
+    assert sorted(str(f.relative_to(folder)) for f in paths.files_below(folder)) == [
+        "damaged/6/array", "damaged/6_1/array",
+    ]  # fmt: skip
+    assert moved["array"].read_text() == "second"
+
+
+def test_datasets_are_written_and_read_back(folder):
+    dataset = xarray.Dataset({"a": ("x", [1.0, 2.0])})
+    for name in ("a.nc", "a.zarr"):
+        for value in (1.0, 2.0):
+            probes.save(dataset + value, folder / name)
+    assert xarray.load_dataset(paths.local_copy(folder / "a.nc")).a[0] == 3
+    assert (folder / "a.zarr" / ".zgroup").exists()
+    probes.save(dataset, folder / "a.nc")
+    assert xarray.load_dataset(paths.local_copy(folder / "a.nc")).a[0] == 1
+
+
+def test_texts_are_found_as_on_a_disk(folder, tmp_path):
+    content = {
+        "b.txt": b"one",
+        "sub/a.md": b"two",
+        "c.txt.gz": gzip.compress(b"three"),
+        "d.png": b"",
+    }
+    for name, text in content.items():
+        for root in (tmp_path, folder):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(text)
+    for pattern in ("", "*.txt*", "**/*.md", "c.txt.gz"):
+        expected = data.read_documents(str(tmp_path / pattern))
+        assert data.read_documents(f"{folder}/{pattern}".rstrip("/")) == expected
+    assert [text.text for text in data.load_texts(folder / "b.txt")] == ["one"]
+    with pytest.raises(UserError, match="is no file or folder and matches none"):
+        data.read_documents(f"{folder}/*.rs")
+
+
+def test_a_folder_in_a_bucket_has_one_owner(folder):
+    late = owner._OwnerFile(folder)
+    version = late.free_version()
+    with owner.held(folder):
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on .* is writing gs://bucket"):
+            late.free_version()
+        with pytest.raises(UserError, match="another process has just begun to write"):
+            late.claim(version)
+    assert not (folder / owner.FILE).exists()
+    late.claim(late.free_version())
+    late.release()
 
 
 # --- processes that share no folder -------------------------------------------------------------
@@ -95,11 +207,12 @@ def test_a_killed_run_of_two_processes_goes_on(trained, tmp_path):
 
 @pytest.mark.slow
 def test_the_other_commands_read_and_write_there(trained, folder, capfd):
+    generate = importlib.import_module("rope_study.generate").main
     model = f"--checkpoint={trained}"
     text = "--text=gs://bucket/texts.jsonl"
     assert run_command(evaluate.main, model, text, "--windows=2") == 0
     assert "loss" in capfd.readouterr().out
-    assert run_command(generate.main, model, "--text=The cats", "--tokens=2") == 0
+    assert run_command(generate, model, "--text=The cats", "--tokens=2") == 0
     assert capfd.readouterr().out.startswith("The cats")
     arguments = model, text, f"--out={folder}", "--texts=1", "--page_tokens=8"
     assert run_command(probe.main, *arguments) == 0

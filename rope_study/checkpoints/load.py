@@ -11,7 +11,7 @@ from rope_study.checkpoints.weight_map import OpenCheckpoint, WeightMap
 from rope_study.data.gguf_file import ENDING as GGUF_ENDING
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
 from rope_study.errors import UserError
-from rope_study.paths import is_remote, to_path
+from rope_study.paths import to_path
 from rope_study.rotary import Rotary
 
 
@@ -130,7 +130,7 @@ def _is_pickle(file: Path) -> bool:
 
 def _hub_hint(path: Path) -> str:
     """For the name of a model where its folder should be."""
-    if is_remote(path) or path.is_absolute() or len(path.parts) != 2 or Path(path.parts[0]).exists():
+    if path.is_absolute() or len(path.parts) != 2 or Path(path.parts[0]).exists():
         return ""
     return "; nothing is downloaded here: fetch a model by its name first, and give its folder"
 

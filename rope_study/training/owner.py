@@ -116,7 +116,7 @@ class _OwnerFile:
                 continue
             if not still and not stop.is_set():
                 print(
-                    f"another process has taken {self._folder}, as this one was silent for too long",
+                    f"another process has taken {self._folder}: this one was silent for too long",
                     file=sys.stderr,
                 )
                 _thread.interrupt_main()
