@@ -1,10 +1,10 @@
 """Paths in a bucket: what is written there, and whole commands that use nothing else."""
 
+import contextlib
 import gzip
 import importlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -160,16 +160,23 @@ def start(module, cwd, env, *arguments):
     return subprocess.Popen(command, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def start_two(tmp_path, environment, *arguments):
-    """One run on two processes, each in a folder of its own."""
+@contextlib.contextmanager
+def two_processes(tmp_path, environment, *arguments):
+    """One run on two processes, each in a folder of its own; both are killed at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     env = environment | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [
+    workers = [
         start("rope_study.train", tmp_path / str(i), env | {"JAX_PROCESS_ID": str(i)}, *arguments)
         for i in range(2)
     ]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
 
 
 @pytest.fixture(scope="module")
@@ -185,17 +192,15 @@ def trained(environment, texts, tmp_path_factory):
         "--config.data.tokenizer=gs://bucket/tokenizer.json", "--config.model.layers=1",
         f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4",
     )  # fmt: skip
-    workers = start_two(home, environment, *arguments)
-    while not metrics.read_metrics(run):
-        assert workers[0].poll() is None, workers[0].communicate()[1]
-        time.sleep(0.1)
-    for worker in workers:
-        worker.send_signal(signal.SIGKILL)
-        worker.communicate()
+    with two_processes(home, environment, *arguments) as workers:
+        while not metrics.read_metrics(run):
+            assert workers[0].poll() is None, workers[0].communicate()[1]
+            time.sleep(0.1)
     assert (run / owner.FILE).exists()
-    for worker in start_two(home, environment, *arguments):
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors
+    with two_processes(home, environment, *arguments) as workers:
+        for worker in workers:
+            _, errors = worker.communicate(timeout=240)
+            assert worker.returncode == 0, errors
     return run
 
 
