@@ -37,6 +37,7 @@ REASONS = (
     "needs a downloaded model",
     "needs a GPU",
     "needs a TPU",
+    "needs a bucket",
     "needs Transformers",
     "trains for minutes",
     "writes gigabytes",
