@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder, check_vocabulary
+from rope_study.decoder import Decoder, attention, check_vocabulary
 from rope_study.errors import UserError, join, nearest
 from rope_study.probes.run import describe
 from rope_study.training import settings
@@ -145,7 +145,8 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     check_vocabulary(decoder.config, tokenizer)
     if sharding.is_main_process():
         about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
-        print(f"{f.checkpoint}: {about}", file=sys.stderr)
+        backends = attention.in_words(decoder.config, decoder.layout)
+        print(f"{f.checkpoint}: {about}; {backends}", file=sys.stderr)
     return decoder, params, tokenizer
 
 

@@ -27,10 +27,10 @@ from rope_study.decoder import (
     Decoder,
     DecoderConfig,
     LayerSpec,
-    attention,
     fit_layout,
     variants,
 )
+from rope_study.decoder.config import AUTO
 from rope_study.errors import UserError
 from rope_study.paths import to_path
 from rope_study.rotary import Rotary
@@ -55,9 +55,8 @@ def load(
         not trained.
     """
     config, trained = read_model(path, rotary), read_model(path)
+    config = dataclasses.replace(config, attention=AUTO)  # trained elsewhere, maybe
     layout = fit_layout(config, sharding.make_layout(mesh))
-    if not attention.runs_on(config.attention, layout):  # trained elsewhere, in another program
-        config = dataclasses.replace(config, attention="reference")
     decoder = Decoder(config, layout)
     needed, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
     check_trained(needed, saved, rotary)

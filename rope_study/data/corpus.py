@@ -47,7 +47,8 @@ class Corpus:
       name: where the text came from.
       fingerprint: of the documents on either side, and of nothing else: see `documents`.
       tokenizer: what made the tokens.
-      train, held_out: flat token streams, uint16[n] or uint32[n], every document begun by BOS.
+      train, held_out: flat token streams, uint16[n] or uint32[n], each document after BOS or
+        before EOS.
       length: tokens to predict in a row.
       batch_size: rows in a batch, over all devices.
     """
@@ -66,11 +67,14 @@ class Corpus:
             self.train, self.length, self.batch_size, seed, self.tokenizer.bos
         )
 
-    def held_out_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all."""
+    def held_out_batches(
+        self, max_windows: int, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
         return batches.held_out_batches(
-            self.held_out, self.length, self.batch_size, self.tokenizer.bos, max_windows or None
-        )
+            self.held_out, self.length, batch_size or self.batch_size, self.tokenizer.bos,
+            max_windows or None,
+        )  # fmt: skip
 
 
 def load_corpus(settings: DataSettings) -> Corpus:
@@ -78,10 +82,10 @@ def load_corpus(settings: DataSettings) -> Corpus:
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
-        loaded, or has no BOS id.
+        loaded, or has neither BOS nor EOS.
     """
     tokenizer = load_tokenizer(settings.tokenizer)
-    tokenizer.required_bos()  # before a large text is read
+    tokenizer.check_separator()  # before a large text is read
     train, held_out = split(read_documents(settings.path), settings.held_out)
     corpus = Corpus(
         name=settings.path,

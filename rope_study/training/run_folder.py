@@ -2,7 +2,7 @@
 
 A run is what its result depends on: model, data, training and seed, and what the encoding computes,
 so that a changed function of the user's own is noticed. Where text lies, the mesh, the attention
-backend, and how often something is logged or saved change nothing.
+backend, in how many parts a batch runs, and what is logged or saved when change nothing.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ from rope_study.errors import UserError
 from rope_study.files import check_writable, read_json, write_atomically
 from rope_study.rotary import Rotary
 from rope_study.training import owner
-from rope_study.training.settings import Run
+from rope_study.training.settings import NONE, Run
 
 RUN_FILE = "run.json"
 
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
 FREE += ("decoder.trained_length",)  # data.length says it
-FREE += ("train.checkpoint_every", "train.log_every")
+FREE += ("train.checkpoint_every", "train.log_every", "train.profile_steps")
+FREE += ("train.accumulate",)  # other roundings, as other devices have
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)
 
@@ -40,7 +41,7 @@ def identity(run: Run, corpus: Corpus) -> dict[str, Any]:
     flat: dict[str, Any] = {"seed": run.seed, "data.corpus": corpus.fingerprint}
     flat["data.tokenizer"] = corpus.tokenizer.fingerprint
     flat |= {f"data.{name}": getattr(run.data, name) for name in ("length", "batch_size")}
-    flat |= {f"train.{k}": v for k, v in dataclasses.asdict(run.train).items()}
+    flat |= {f"train.{k}": v for k, v in dataclasses.asdict(run.train).items() if v != NONE}
     flat |= {f"decoder.{k}": v for k, v in config_fields(run.decoder).items()}
     flat[ROTATION] = [_rotation(spec.rotary, run.decoder) for spec in run.decoder.pattern]
     return {name: value for name, value in flat.items() if name not in FREE}

@@ -5,9 +5,7 @@ its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 """
 
 import contextlib
-import math
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from tqdm import tqdm
 
 from rope_study.checkpoints import runs
 from rope_study.data import Corpus
-from rope_study.decoder import Decoder, attention, fit_layout
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import Layout, is_main_process
+from rope_study.sharding import Layout, compiler, is_main_process
 from rope_study.training import run_folder
-from rope_study.training.metrics import MetricsLog
+from rope_study.training.gradients import check_rows, loss_and_gradients
+from rope_study.training.initial import continued
 from rope_study.training.optimizer import make_optimizer
-from rope_study.training.settings import Run, TrainSettings
+from rope_study.training.profiling import StepTrace
+from rope_study.training.progress import Progress
+from rope_study.training.settings import NONE, Run, TrainSettings
 
 
 class TrainState(struct.PyTreeNode):
@@ -44,6 +44,8 @@ class Trainer:
         """`decoder` with a layout."""
         assert decoder.layout is not None
         self.decoder, self.layout, self._seed = decoder, decoder.layout, seed
+        self._init_from = settings.init_from
+        self._accumulate = settings.accumulate
         self.optimizer, self.schedule = make_optimizer(settings, decoder.config)
         boxed = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings = self.layout.tree(boxed)
@@ -58,7 +60,10 @@ class Trainer:
     def init(self) -> TrainState:
         """The state before the first step, made where it will live."""
         make = jax.jit(lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings)
-        return make(jax.random.key(self._seed))
+        state = make(jax.random.key(self._seed))
+        if self._init_from == NONE:
+            return state
+        return state.replace(params=continued(self._init_from, state.params))
 
     def _init(self, key: jax.Array) -> TrainState:
         params = self.decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
@@ -68,15 +73,13 @@ class Trainer:
 
     def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
         """One step on windows int32[B, T + 1]."""
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-
-        def mean_loss(params: dict) -> jax.Array:
-            total: Any = self.decoder.apply({"params": params}, inputs, targets, method="loss")
-            return total / targets.size
-
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        loss, gradients = loss_and_gradients(
+            self.decoder, state.params, windows, self._accumulate, self.shardings.params
+        )
+        with jax.named_scope("optimizer"):
+            gradients = compiler.in_row_major(gradients, self.layout)
+            updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
@@ -139,12 +142,7 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       KeyboardInterrupt: as it came, with a note on what is saved.
     """
     layout = fit_layout(run.decoder, layout)
-    layout.check_rows(run.data.batch_size)
-    if not attention.runs_on(run.decoder.attention, layout):
-        raise UserError(
-            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
-            "give attention='reference'",
-        )  # fmt: skip
+    check_rows(run.data.batch_size, run.train.accumulate, layout)
     trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
@@ -155,16 +153,23 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
 def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     """Steps from the newest checkpoint to the last; returns the parameters."""
     batches = corpus.train_batches(run.seed)
+
+    def windows(step: int) -> jax.Array:
+        return trainer.layout.place_rows(
+            lambda start, stop: batches.rows(step, start, stop),
+            (run.data.batch_size, run.data.length + 1),
+        )
+
     with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
         first = int(state.step)
-        with _Progress(run, first) as progress:
+        with Progress(run, trainer.layout, first) as progress, StepTrace(run, first) as trace:
             for step in range(first, run.train.steps):
-                windows = trainer.layout.place_rows(
-                    lambda start, stop, step=step: batches.rows(step, start, stop),
-                    (run.data.batch_size, run.data.length + 1),
-                )
-                state, metrics = trainer.step(state, windows)
+                with trace.step(step):
+                    with progress.waiting():
+                        batch = windows(step)
+                    state, metrics = trainer.step(state, batch)
+                trace.after(step, metrics)
                 # Reads the step before this one, so that the device never waits for the host.
                 progress.update(step, metrics)
                 done = step + 1
@@ -185,70 +190,3 @@ def _noting(run: Run, manager: runs.Manager) -> Iterator[None]:
         saved = f"step {step} of {run.train.steps}" if step else "nothing yet"
         stop.add_note(f"{saved} is saved in {run.folder}; the same command goes on from there")
         raise
-
-
-class _Progress:
-    """Progress bar and metrics log; metrics are read one step late."""
-
-    def __init__(self, run: Run, first: int):
-        main = is_main_process()
-        self._log = MetricsLog(run.folder, first) if main else None
-        self._bar = tqdm(
-            total=run.train.steps,
-            initial=first,
-            desc=f"{run.name} seed {run.seed}",
-            unit="step",
-            disable=not main,
-            mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
-        )
-        self._settings, self._pending = run.train, None
-        self._tokens_a_step = run.data.batch_size * run.data.length
-        self._since, self._at = first, time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        try:
-            if kind is None:  # else what was raised first counts, and is not hidden by another
-                self.flush()
-        finally:
-            self._bar.close()
-            if self._log:
-                self._log.close()
-
-    def update(self, step: int, metrics: dict) -> None:
-        """Takes one step's metrics, still on the device, and writes the step before."""
-        self.flush()
-        self._pending = step, metrics
-
-    def save(self) -> None:
-        """Writes all metrics to where the checkpoint that follows will lie."""
-        self.flush()
-        if self._log:
-            self._log.save()
-
-    def flush(self) -> None:
-        """Writes the metrics that are held back."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        self._bar.update()
-        last = step + 1 == self._settings.steps
-        if step % self._settings.log_every and not last:
-            return
-        scalars = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss became {scalars['loss']} at step {step}",
-                "learning_rate",
-                "lower learning_rate or lengthen warmup",
-            )
-        now = time.monotonic()
-        steps = step + 1 - self._since
-        scalars["tokens_per_second"] = steps * self._tokens_a_step / (now - self._at)
-        self._since, self._at = step + 1, now
-        if self._log:
-            self._log.write(step, scalars)
-        speed = f"{scalars['tokens_per_second']:,.0f}"
-        self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)
