@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,31 @@ def upload(source: Path, target: Path, last: Sequence[str] = ()) -> None:
             if group:
                 places = [f"{name}/{file}" for file in group]
                 file_system.put([str(source / file) for file in group], places)
+
+
+class Writable:
+    """A local folder to write to bit by bit: a folder itself, or one that is copied to its bucket.
+
+    Attributes:
+      local: what to write to.
+    """
+
+    def __init__(self, folder: Path):
+        """Of a folder that is made by the first file."""
+        self._folder = folder
+        self._temporary = tempfile.TemporaryDirectory() if is_remote(folder) else None
+        self.local = Path(self._temporary.name) if self._temporary else folder
+
+    def save(self) -> None:
+        """Copies what was written so far; on a disk it is there."""
+        if self._temporary:
+            upload(self.local, self._folder)
+
+    def close(self) -> None:
+        """Copies all that was written; a temporary folder is removed."""
+        self.save()
+        if self._temporary:
+            self._temporary.cleanup()
 
 
 def remove(path: Path) -> None:

@@ -191,6 +191,7 @@ def trained(environment, texts, tmp_path_factory):
         f"--config.workdir={run}", "--config.data.path=gs://bucket/*.jsonl",
         "--config.data.tokenizer=gs://bucket/tokenizer.json", "--config.model.layers=1",
         f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4",
+        "--config.train.profile_steps=9:11",
     )  # fmt: skip
     with two_processes(home, environment, *arguments) as workers:
         while not metrics.read_metrics(run):
@@ -208,6 +209,9 @@ def trained(environment, texts, tmp_path_factory):
 def test_a_killed_run_of_two_processes_goes_on(trained, tmp_path):
     assert [row["step"] for row in metrics.read_metrics(trained)] == list(range(STEPS))
     assert not (trained / owner.FILE).exists()
+    written = {file.suffix for file in paths.files_below(trained / "profile")}
+    assert ".pb" in written
+    assert any("tfevents" in file.name for file in paths.files_below(trained / "tensorboard"))
 
 
 @pytest.mark.slow

@@ -5,14 +5,13 @@ by `save`, which comes before every checkpoint, so that a run that goes on from 
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
 from rope_study.files import explained, write_atomically
-from rope_study.paths import is_remote, upload
+from rope_study.paths import Writable
 
 
 class MetricsLog:
@@ -20,9 +19,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int):
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
-        self._folder = folder
-        self._temporary = tempfile.TemporaryDirectory() if is_remote(folder) else None
-        local = Path(self._temporary.name) if self._temporary else folder
+        self._writable = Writable(folder)
+        local = self._writable.local
         earlier = [row for row in read_metrics(folder) if row["step"] < first_step]
         lines = local / "metrics.jsonl"
         write_atomically(lines, "".join(json.dumps(row) + "\n" for row in earlier))
@@ -37,18 +35,16 @@ class MetricsLog:
 
     def save(self) -> None:
         """Copies both to the bucket; on a disk they are there."""
-        if self._temporary:
-            self._board.flush()
-            with explained():
-                upload(Path(self._temporary.name), self._folder)
+        self._board.flush()
+        with explained():
+            self._writable.save()
 
     def close(self) -> None:
         """Writes all that is missing, and closes both."""
         self._lines.close()
         self._board.close()
-        self.save()
-        if self._temporary:
-            self._temporary.cleanup()
+        with explained():
+            self._writable.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
