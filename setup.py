@@ -5,6 +5,8 @@ from setuptools import find_packages, setup
 # The only place with the address: badges and install cells are written from it (make notebooks).
 REPOSITORY = "https://github.com/rope-study/rope_study"
 
+BUCKETS = ["gcsfs>=2026.4"]  # with fsspec and google-cloud-storage, for etils.epath and Orbax
+
 setup(
     name="rope_study",
     version="0.1.0",
@@ -21,8 +23,8 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "filelock>=4,<5",
         "flax>=0.12,<0.13",
+        "google-crc32c>=1.5,<2",
         "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
         "jax>=0.10,<0.13",
@@ -44,10 +46,13 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "gcs": BUCKETS,
         "cuda": ["jax[cuda]"],
         "parity": ["accelerate>=1.1,<2", "torch>=2.6,<3", "transformers>=5.20,<6"],
         "dev": [
+            *BUCKETS,
             "chex>=0.1.90,<0.2",
+            "gcp-storage-emulator==2026.7.19",
             "ipykernel>=6.29,<8",
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",

@@ -38,6 +38,7 @@ REASONS = (
     "needs a GPU",
     "needs a TPU",
     "needs libtpu",
+    "needs a bucket",
     "needs Transformers",
     "trains for minutes",
     "writes gigabytes",

@@ -11,6 +11,7 @@ PACKAGE = Path(rope_study.__file__).parent
 # From the ground up: a folder may import those before it, and its own.
 FLOORS = (
     ("errors",),
+    ("paths",),
     ("files",),
     ("sharding", "data"),
     ("registry",),

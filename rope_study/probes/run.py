@@ -23,6 +23,7 @@ from rope_study.decoder import (
 from rope_study.decoder.config import AUTO, REFERENCE
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
+from rope_study.paths import to_path
 from rope_study.probes import datasets
 from rope_study.sharding import Layout, compiler, one_device
 
@@ -134,7 +135,7 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
     Raises:
       UserError: another ending, a folder that is no Zarr store, or a place that cannot be written.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "path")
     # Of Zarr format 3 consolidated metadata is no part yet: writing or reading it would warn.
     to_zarr = functools.partial(dataset.to_zarr, zarr_format=2)
     write = {".nc": dataset.to_netcdf, ".zarr": to_zarr}.get(path.suffix)

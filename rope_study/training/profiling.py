@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from rope_study.files import explained
+from rope_study.paths import Writable
 from rope_study.sharding import is_main_process
 from rope_study.training.settings import Run
 
@@ -23,7 +25,7 @@ class StepTrace:
         left = range(max(asked.start, first), asked.stop)
         if asked and not left and main:
             print(f"profile_steps: step {asked[-1]} is done, nothing is traced", file=sys.stderr)
-        self._folder = run.folder / FOLDER
+        self._folder = Writable(run.folder / FOLDER)  # the profiler knows no buckets
         self._steps = left if main else range(0)
         self._running = False
 
@@ -38,7 +40,7 @@ class StepTrace:
         if self._steps and number == self._steps[0]:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # it would slow the host down
-            jax.profiler.start_trace(self._folder, profiler_options=options)
+            jax.profiler.start_trace(self._folder.local, profiler_options=options)
             self._running = True
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
 
@@ -52,3 +54,5 @@ class StepTrace:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
+            with explained():
+                self._folder.close()

@@ -65,6 +65,12 @@ class Progress:
         self.flush()
         self._pending = step, metrics, self._waited
 
+    def save(self) -> None:
+        """Writes all metrics to where the checkpoint that follows will lie."""
+        self.flush()
+        if self._log:
+            self._log.save()
+
     def flush(self) -> None:
         """Writes the metrics that are held back."""
         if self._pending is None:

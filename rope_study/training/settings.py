@@ -20,6 +20,7 @@ from rope_study import checkpoints, rotary
 from rope_study.data import DataSettings, Tokenizer, load_tokenizer
 from rope_study.decoder import DecoderConfig, check_vocabulary, presets, variants
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
@@ -243,7 +244,7 @@ def _study(config: Config, runs: tuple[Run, ...]) -> Study:
 
 
 def _workdir(config: Config) -> Path:
-    return Path(config.workdir).expanduser()
+    return to_path(config.workdir, "workdir")
 
 
 def folder_name(name: str) -> str:

@@ -189,7 +189,7 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
                 progress.update(step, metrics)
                 done = step + 1
                 if done % run.train.checkpoint_every == 0 or done == run.train.steps:
-                    progress.flush()
+                    progress.save()
                     trainer.save(manager, done, state)
     return state.params
 

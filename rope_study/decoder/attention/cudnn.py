@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rope_study.decoder.config import DecoderConfig, LayerSpec
 
@@ -37,7 +38,10 @@ def _generation(device: Any) -> int:
 
 def attend(q: Array, k: Array, v: Array, window: int | None = None) -> Array:
     """As reference.attend: rotated q[B, T, N, H], k and v[B, T, K, H] in bf16 -> [B, T, N, H]."""
+    T = q.shape[1]
+    fill = [(0, 0), (0, T % 2), (0, 0), (0, 0)]  # gradients need an even length
+    q, k, v = (jnp.pad(a, fill) for a in (q, k, v))
     local = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
-    )
+    )[:, :T]
