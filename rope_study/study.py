@@ -24,7 +24,7 @@ def study(study: Study) -> dict:
     Raises:
       UserError: wrong text, or folders that hold something else; raised before anything is written.
     """
-    corpus = load_corpus(study.runs[0].data)
+    corpus = load_corpus(study.runs[0].data, progress=sharding.is_main_process())
     layout = sharding.make_layout(study.mesh, study.rules)
     run_folder.check_study(study.folder)
     outcomes = [_run(run, study, corpus, layout) for run in study.runs]

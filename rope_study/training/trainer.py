@@ -22,7 +22,7 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, attention, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import Layout, is_main_process
+from rope_study.sharding import Layout, check_same, is_main_process, preemption
 from rope_study.training import run_folder
 from rope_study.training.initial import continued
 from rope_study.training.metrics import MetricsLog
@@ -138,11 +138,13 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       The decoder and its trained parameters.
 
     Raises:
-      UserError: the folder holds another run, has another owner or cannot be written; sizes that do
-        not divide over the devices; an attention backend that they do not have; or a loss or a
-        state that is no longer finite.
-      KeyboardInterrupt: as it came, with a note on what is saved.
+      UserError: the processes read different texts; the folder holds another run, has another
+        owner or cannot be written; sizes that do not divide over the devices; an attention backend
+        that they do not have; or a loss or a state that is no longer finite.
+      KeyboardInterrupt: as it came, with a note on what is saved; after a notice of preemption
+        (sharding.preemption) that is the last step.
     """
+    check_same({"the text": corpus.fingerprint})
     layout = fit_layout(run.decoder, layout)
     layout.check_rows(run.data.batch_size)
     if not attention.runs_on(run.decoder.attention, layout):
@@ -163,8 +165,13 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
         first = int(state.step)
-        with _Progress(run, first) as progress:
+        with _Progress(run, first) as progress, preemption.awaited():
             for step in range(first, run.train.steps):
+                if preemption.asked():
+                    progress.flush()
+                    if step > first and step % run.train.checkpoint_every:
+                        trainer.save(manager, step, state)
+                    raise preemption.Preempted
                 windows = trainer.layout.place_rows(
                     lambda start, stop, step=step: batches.rows(step, start, stop),
                     (run.data.batch_size, run.data.length + 1),
