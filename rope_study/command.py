@@ -313,13 +313,14 @@ def _fail(
     error: Exception, remedy: Callable[[str], str | None], cause: Exception | None = None
 ) -> NoReturn:
     """Prints one line and ends with 2; with --debug raises the error, or its cause."""
-    if flags.FLAGS.is_parsed() and flags.FLAGS.debug and not ending.is_watched():
+    debug = flags.FLAGS.is_parsed() and flags.FLAGS.debug
+    if debug and not ending.is_watched():
         raise cause or error
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     argument = getattr(error, "argument", None)
     if isinstance(error, UserError) and (helps := argument and remedy(argument)):
         message = join(error.problem, helps)
-    details = "".join(traceback.format_exception(error)) if flags.FLAGS.debug else ""
+    details = "".join(traceback.format_exception(cause or error)) if debug else ""
     _leave(2, f"error: {message}", error, details)
 
 
