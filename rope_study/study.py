@@ -25,7 +25,7 @@ def study(study: Study) -> dict:
       UserError: wrong text, decoders that the devices cannot run, or folders that hold something
         else; raised before anything is written.
     """
-    corpus = load_corpus(study.runs[0].data)
+    corpus = load_corpus(study.runs[0].data, progress=sharding.is_main_process())
     layout = sharding.make_layout(study.mesh, study.rules)
     for run in study.runs:
         fit_layout(run.decoder, layout)  # not after hours of training the others

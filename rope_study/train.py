@@ -13,7 +13,7 @@ from rope_study.training.settings import Study, resolve_one
 def train(study: Study) -> None:
     """Trains or goes on with the one run of `study`."""
     (run,) = study.runs
-    corpus = load_corpus(run.data)
+    corpus = load_corpus(run.data, progress=sharding.is_main_process())
     decoder, params = trainer.train(run, corpus, sharding.make_layout(study.mesh, study.rules))
     batches = corpus.held_out_batches(study.evaluate_windows, run.microbatch)
     held_out = evaluate(decoder, params, batches)

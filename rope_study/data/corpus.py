@@ -77,8 +77,8 @@ class Corpus:
         )  # fmt: skip
 
 
-def load_corpus(settings: DataSettings) -> Corpus:
-    """The corpus that the settings name.
+def load_corpus(settings: DataSettings, progress: bool = True) -> Corpus:
+    """The corpus that the settings name, with a progress bar or not.
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
@@ -91,7 +91,7 @@ def load_corpus(settings: DataSettings) -> Corpus:
         name=settings.path,
         fingerprint=fingerprint(train, held_out),
         tokenizer=tokenizer,
-        train=batches.tokenize(train, tokenizer, progress=True),
+        train=batches.tokenize(train, tokenizer, progress=progress),
         held_out=batches.tokenize(held_out, tokenizer),
         length=settings.length,
         batch_size=settings.batch_size,

@@ -8,7 +8,9 @@ another way to split a model.
 from rope_study.sharding.mesh import MESH_AXES, Layout, Rules, make_layout, one_device
 from rope_study.sharding.processes import (
     all_agree,
+    check_same,
     is_main_process,
+    largest,
     on_main,
     start,
     to_host,

@@ -19,7 +19,7 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import Layout, compiler, is_main_process
+from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
 from rope_study.training import run_folder
 from rope_study.training.gradients import check_rows, loss_and_gradients
 from rope_study.training.initial import continued
@@ -154,10 +154,12 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       The decoder and its trained parameters.
 
     Raises:
-      UserError: as make_trainer; the folder holds another run, has another owner or cannot be
-        written; or a loss or a state that is no longer finite.
-      KeyboardInterrupt: as it came, with a note on what is saved.
+      UserError: as make_trainer; the processes read different texts; the folder holds another run,
+        has another owner or cannot be written; or a loss or a state that is no longer finite.
+      KeyboardInterrupt: as it came, with a note on what is saved; after a notice of preemption
+        (sharding.preemption) that is the last step.
     """
+    check_same({"the text": corpus.fingerprint})
     trainer = make_trainer(run, layout)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
@@ -178,8 +180,17 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
         first = int(state.step)
-        with Progress(run, trainer.layout, first) as progress, StepTrace(run, first) as trace:
+        with (
+            Progress(run, trainer.layout, first) as progress,
+            StepTrace(run, first) as trace,
+            preemption.awaited(),
+        ):
             for step in range(first, run.train.steps):
+                if preemption.asked():
+                    progress.save()
+                    if step > first and step % run.train.checkpoint_every:
+                        trainer.save(manager, step, state)
+                    raise preemption.Preempted
                 with trace.step(step):
                     with progress.waiting():
                         batch = windows(step)
