@@ -395,11 +395,10 @@ def test_a_model_without_bos(tmp_path, special_tokens, pad):
         tokenizer.encode_batch([""])
 
 
-def test_training_needs_bos(tmp_path):
+def test_training_without_bos_or_eos_is_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
     train_byte_level(path, SPECIAL)
     beside(path, SETTINGS_FILE, {"add_bos_token": False})
-    tokenizer = data.load_tokenizer(path)
     settings = data.DataSettings(
         path=str(tmp_path / "none, and not even looked for"),
         tokenizer=str(path),
@@ -407,15 +406,28 @@ def test_training_needs_bos(tmp_path):
         length=10,
         batch_size=2,
     )
-    stream = np.zeros(100, np.uint16)
     for start in (
         lambda: data.load_corpus(settings),
-        lambda: data.tokenize(["a"], tokenizer),
-        lambda: data.TrainBatches(stream, 10, 2, 0, tokenizer.bos),
-        lambda: data.held_out_batches(stream, 10, 2, tokenizer.bos),
+        lambda: data.tokenize(["a"], data.load_tokenizer(path)),
     ):
-        message = "tokenizer .* has no BOS id: every window starts.*of a model that has one"
-        refuse_tokenizer(message, start)
+        refuse_tokenizer("tokenizer .* has no BOS id, and no EOS id either", start)
+
+
+def test_without_bos_documents_end_with_eos(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train_byte_level(path, SPECIAL)
+    beside(path, SETTINGS_FILE, {"add_bos_token": False, "eos_token": SPECIAL[-1]})
+    tokenizer = data.load_tokenizer(path)
+    ids = tokenizer.encode("the cat sat").tolist()
+    stream = data.tokenize(["the cat sat", "the cat sat"], tokenizer)
+    assert stream.tolist() == [*ids, tokenizer.eos, *ids, tokenizer.eos]
+    # Each window begins with the token before its targets.
+    rows = list(data.Windows(stream, 2, tokenizer.bos))
+    assert len(rows) == (len(stream) - 1) // 2
+    np.testing.assert_array_equal(
+        np.concatenate([row[1:] for row in rows]), stream[1:][: 2 * len(rows)]
+    )
+    np.testing.assert_array_equal([row[0] for row in rows], stream[:-1:2][: len(rows)])
 
 
 def test_gemma_always_has_bos(tmp_path):
@@ -643,7 +655,6 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         ("other.json", '{"vocab": {"a": 0}}'),
     ]:
         (tmp_path / name).write_text(content)
-    train_sentencepiece(tmp_path / "nobos.model", vocab_size=40, bos_id=-1)
     for spec, message in [
         ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
         (None, "unknown tokenizer None"),
@@ -653,7 +664,6 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         (str(tmp_path / "none.bin"), "none.bin' is not a file"),
         (str(tmp_path / "corrupt.model"), "corrupt.model' is not a SentencePiece model"),
         (str(tmp_path / "empty.model"), "empty.model' is not a SentencePiece model"),
-        (str(tmp_path / "nobos.model"), "nobos.model' has no BOS id: every window starts with BOS"),
         (str(tmp_path / "corrupt.json"), "corrupt.json' is not a tokenizer.json of Hugging Face"),
         (str(tmp_path / "other.json"), "other.json' is not a tokenizer.json of Hugging Face"),
     ]:

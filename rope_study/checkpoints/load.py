@@ -52,6 +52,13 @@ def load(
     return runs.load(path, rotary=rotary, step=step, mesh=mesh, dtype=dtype)
 
 
+def load_config(path: str | os.PathLike) -> DecoderConfig:
+    """The decoder of a checkpoint without its parameters; UserError as in `load`."""
+    path = _existing(path)
+    checkpoint = _open(path, None)
+    return runs.read_model(path) if checkpoint is None else checkpoint.config
+
+
 def load_tokenizer(
     path: str | os.PathLike, tokenizer: str | os.PathLike | None = None
 ) -> data.Tokenizer:

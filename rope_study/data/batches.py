@@ -6,49 +6,53 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rope_study.data.tokenizers.base import Tokenizer, no_bos
+from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 
 
 def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
-    """One flat stream of all documents in order, each after a BOS, with a progress bar or not.
+    """One flat stream of all documents in order, with a progress bar or not.
+
+    Each begins with BOS; for a model without one each ends with EOS.
 
     Returns:
       uint16[n] if the tokenizer's vocabulary fits, else uint32[n].
 
     Raises:
-      UserError: the tokenizer has no BOS id.
+      UserError: the tokenizer has neither.
     """
+    tokenizer.check_separator()
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    bos = np.array([tokenizer.required_bos()], dtype)
     pieces = [np.empty(0, dtype)]  # no documents, no tokens
     for document in tqdm(documents, "tokenize", unit=" documents", disable=not progress):
-        pieces += [bos, tokenizer.encode(document).astype(dtype)]
+        pieces.append(tokenizer.encode_document(document).astype(dtype))
     return np.concatenate(pieces)
 
 
 class Windows:
-    """Consecutive runs of `length` tokens, each after a BOS of its own; what is left is dropped.
+    """Consecutive runs of `length` tokens to predict; what is left is dropped.
 
-    windows[i] is int32[length + 1]: inputs are w[:-1] and targets w[1:], so the targets of all
-    windows are the stream itself, and every window starts as a document does.
+    windows[i] is int32[length + 1]: inputs are w[:-1] and targets w[1:]. Each starts with a BOS of
+    its own, as a document does, so the targets of all windows are the stream itself. For a model
+    without BOS it starts with the token before its targets, which the first window lacks.
     """
 
     def __init__(self, tokens: np.ndarray, length: int, bos: int | None):
-        """Of tokens uint[n] from `tokenize`; UserError for a wrong length, or no BOS."""
+        """Of tokens uint[n] from `tokenize`; UserError for a wrong length."""
         check_integer("length", length)
-        if bos is None:
-            raise no_bos("the tokenizer of these windows")
         self._tokens, self._length, self._bos = tokens, length, bos
 
     def __len__(self) -> int:
-        return len(self._tokens) // self._length
+        read = len(self._tokens) - (self._bos is None)
+        return max(0, read) // self._length
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
-        targets = self._tokens[index * self._length : (index + 1) * self._length]
-        return np.concatenate([[self._bos], targets]).astype(np.int32)
+        start, stop = index * self._length, (index + 1) * self._length
+        if self._bos is None:
+            return self._tokens[start : stop + 1].astype(np.int32)
+        return np.concatenate([[self._bos], self._tokens[start:stop]]).astype(np.int32)
 
 
 class TrainBatches:
@@ -68,10 +72,10 @@ class TrainBatches:
           length: tokens to predict in a row.
           batch_size: rows in a batch, over all hosts.
           seed: of the order, below 2^32.
-          bos: id that starts every row.
+          bos: id that starts every row; None for a model without.
 
         Raises:
-          UserError: the tokens do not fill one batch, a number is out of range, or no BOS.
+          UserError: the tokens do not fill one batch, or a number is out of range.
         """
         import grain  # takes seconds, and only training needs it
 
@@ -121,7 +125,7 @@ def held_out_batches(
     repeated rows of weight 0.
 
     Raises:
-      UserError: not one window fits, a number is not a positive integer, or no BOS.
+      UserError: not one window fits, or a number is not a positive integer.
     """
     check_integer("batch_size", batch_size)
     windows = Windows(tokens, length, bos)

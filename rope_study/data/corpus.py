@@ -47,7 +47,8 @@ class Corpus:
       name: where the text came from.
       fingerprint: of the documents on either side, and of nothing else: see `documents`.
       tokenizer: what made the tokens.
-      train, held_out: flat token streams, uint16[n] or uint32[n], every document begun by BOS.
+      train, held_out: flat token streams, uint16[n] or uint32[n], each document after BOS or
+        before EOS.
       length: tokens to predict in a row.
       batch_size: rows in a batch, over all devices.
     """
@@ -78,10 +79,10 @@ def load_corpus(settings: DataSettings) -> Corpus:
 
     Raises:
       UserError: the text cannot be read, or is shorter than one batch; the tokenizer cannot be
-        loaded, or has no BOS id.
+        loaded, or has neither BOS nor EOS.
     """
     tokenizer = load_tokenizer(settings.tokenizer)
-    tokenizer.required_bos()  # before a large text is read
+    tokenizer.check_separator()  # before a large text is read
     train, held_out = split(read_documents(settings.path), settings.held_out)
     corpus = Corpus(
         name=settings.path,

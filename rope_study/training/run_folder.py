@@ -23,7 +23,7 @@ from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
 from rope_study.files import check_writable, read_json, write_atomically
 from rope_study.rotary import Rotary
-from rope_study.training.settings import Run
+from rope_study.training.settings import NONE, Run
 
 RUN_FILE, LOCK_FILE = "run.json", "owner.lock"
 
@@ -40,7 +40,7 @@ def identity(run: Run, corpus: Corpus) -> dict[str, Any]:
     flat: dict[str, Any] = {"seed": run.seed, "data.corpus": corpus.fingerprint}
     flat["data.tokenizer"] = corpus.tokenizer.fingerprint
     flat |= {f"data.{name}": getattr(run.data, name) for name in ("length", "batch_size")}
-    flat |= {f"train.{k}": v for k, v in dataclasses.asdict(run.train).items()}
+    flat |= {f"train.{k}": v for k, v in dataclasses.asdict(run.train).items() if v != NONE}
     flat |= {f"decoder.{k}": v for k, v in config_fields(run.decoder).items()}
     flat[ROTATION] = [_rotation(spec.rotary, run.decoder) for spec in run.decoder.pattern]
     return {name: value for name, value in flat.items() if name not in FREE}

@@ -9,24 +9,24 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
-from rope_study import rotary
-from rope_study.data import DataSettings, load_tokenizer
-from rope_study.decoder import DecoderConfig, presets, variants
+from rope_study import checkpoints, rotary
+from rope_study.data import DataSettings, Tokenizer, load_tokenizer
+from rope_study.decoder import DecoderConfig, check_vocabulary, presets, variants
 from rope_study.errors import UserError
 from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.
 Config = Any
 
-ROTARY = "rope"
 NONE = "none"
+RUNNING = ("compute_dtype", "attention", "remat", "scan")  # how a decoder is run, not what it is
 VOCABULARY_MULTIPLE = 128  # model vocabularies are rounded up to it, so that they shard evenly
 
 
@@ -44,6 +44,7 @@ class TrainSettings:
     clip: float
     checkpoint_every: int
     log_every: int
+    init_from: str
 
     def __post_init__(self):
         for name, least in {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1}.items():
@@ -116,7 +117,7 @@ def default() -> Config:
     config.model = ml_collections.ConfigDict()
     model: Config = config.model
     model.preset = "small"  # of decoder/presets.py; fields that are given override it
-    model.rotary = ROTARY  # an encoding, "p_rope(p=0.5)", or module:function
+    model.rotary = NONE  # in all layers: "p_rope(p=0.5)", or module:function; rope in presets
     model.pattern = NONE  # of layers, with their encodings: "gemma3(window=64)"
     model.qk_norm = NONE  # in all layers: "qk_norm()"
     model.query_scale = NONE  # in all layers: "ss_max()"
@@ -142,6 +143,7 @@ def default() -> Config:
     train.clip = 1.0  # largest global gradient norm
     train.checkpoint_every = 200  # steps
     train.log_every = 10  # steps
+    train.init_from = NONE  # a checkpoint whose decoder and weights a run begins with
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.windows = 512  # held-out sequences, evenly spaced; 0: all
@@ -156,46 +158,33 @@ def meanings() -> dict[str, str]:
     return dict(line.findall(inspect.getsource(default)))
 
 
-def resolve(config: Config, variants_to_run: Sequence | None = None) -> Study:
+def resolve(config: Config, encodings: Sequence | None = None) -> Study:
     """The plain values of a configuration: a run for every encoding and seed.
 
     Args:
       config: as `default` makes it.
-      variants_to_run: what to train instead of config.encodings; None in it is the model as
-        config.model describes it.
+      encodings: what to train instead of config.encodings.
 
     Raises:
       UserError: naming the value, what is allowed and the argument. Nothing was written.
     """
-    data = DataSettings(**config.data.to_dict())
-    train = TrainSettings(**config.train.to_dict())
-    check_at_least("evaluate.windows", config.evaluate.windows, 0)
-    check_at_least("probe.windows", config.probe.windows, 1)
-    base = _base_decoder(config)
-    seeds = _check_seeds(config.seeds)
-    encodings = config.encodings if variants_to_run is None else variants_to_run
+    make_run, base = _run_maker(config), _base_decoder(config)
+    encodings = config.encodings if encodings is None else encodings
     if not encodings:
         raise UserError("no encodings to compare: give some, as ('rope', 'nope')", "encodings")
-    folder = Path(config.workdir).expanduser()
     runs: dict[str, Run] = {}
     for encoding in encodings:
         name, decoder = variants.apply(base, encoding, "encodings")
-        for spec in decoder.pattern:
-            rotary.check_named(spec.rotary, "encodings")
-        for seed in seeds:
-            run_folder = f"{folder_name(name)}_seed{seed}"
-            if run_folder in runs:
+        for seed in config.seeds:
+            folder = f"{folder_name(name)}_seed{seed}"
+            if folder in runs:
                 raise UserError(
-                    f"{runs[run_folder].name} and {name} would share the folder {run_folder}:"
+                    f"{runs[folder].name} and {name} would share the folder {folder}:"
                     " name each encoding once",
                     "encodings",
                 )
-            runs[run_folder] = Run(name, folder / run_folder, decoder, data, train, seed)
-    settings = config.copy_and_resolve_references().to_dict()
-    return Study(
-        folder, tuple(runs.values()), config.mesh, Rules(**config.rules), config.evaluate.windows,
-        config.probe.windows, settings,
-    )  # fmt: skip
+            runs[folder] = make_run(name, folder, decoder, seed, "encodings")
+    return _study(config, tuple(runs.values()))
 
 
 def resolve_one(config: Config) -> Study:
@@ -209,15 +198,37 @@ def resolve_one(config: Config) -> Study:
             f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
             "seeds",
         )
-    base = _base_decoder(config)
-    names = dict.fromkeys(variants.name_of(spec) for spec in base.pattern)
-    for spec in base.pattern:
-        rotary.check_named(spec.rotary, "rotary")
-    study = resolve(config, [ROTARY])
-    run = dataclasses.replace(
-        study.runs[0], name=" / ".join(names), folder=study.folder, decoder=base
-    )
-    return dataclasses.replace(study, runs=(run,))
+    make_run, decoder = _run_maker(config), _base_decoder(config)
+    names = dict.fromkeys(variants.name_of(spec) for spec in decoder.pattern)
+    return _study(config, (make_run(" / ".join(names), "", decoder, config.seeds[0], "rotary"),))
+
+
+def _run_maker(config: Config) -> Callable[[str, str, DecoderConfig, int, str], Run]:
+    """(name, folder in workdir, decoder, seed, what named its encoding) -> a run."""
+    data = DataSettings(**config.data.to_dict())
+    train = TrainSettings(**config.train.to_dict())
+    _check_seeds(config.seeds)
+
+    def make_run(name: str, folder: str, decoder: DecoderConfig, seed: int, argument: str) -> Run:
+        for spec in decoder.pattern:
+            rotary.check_named(spec.rotary, argument)
+        return Run(name, _workdir(config) / folder, decoder, data, train, seed)
+
+    return make_run
+
+
+def _study(config: Config, runs: tuple[Run, ...]) -> Study:
+    check_at_least("evaluate.windows", config.evaluate.windows, 0)
+    check_at_least("probe.windows", config.probe.windows, 1)
+    settings = config.copy_and_resolve_references().to_dict()
+    return Study(
+        _workdir(config), runs, config.mesh, Rules(**config.rules), config.evaluate.windows,
+        config.probe.windows, settings,
+    )  # fmt: skip
+
+
+def _workdir(config: Config) -> Path:
+    return Path(config.workdir).expanduser()
 
 
 def folder_name(name: str) -> str:
@@ -233,9 +244,37 @@ def folder_name(name: str) -> str:
 
 def _base_decoder(config: Config) -> DecoderConfig:
     """The decoder before a variant changes it, which knows the length that it is trained on."""
-    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
-    decoder = decoder_config(config.model, vocab_size)
-    return dataclasses.replace(decoder, trained_length=config.data.length)
+    tokenizer, length = load_tokenizer(config.data.tokenizer), config.data.length
+    if config.train.init_from == NONE:
+        decoder = decoder_config(config.model, tokenizer.vocab_size)
+        return dataclasses.replace(decoder, trained_length=length)
+    decoder = _checkpoint_decoder(config, tokenizer)
+    length = max(length, decoder.trained_length or 0)
+    return dataclasses.replace(_with_components(decoder, config.model), trained_length=length)
+
+
+def _checkpoint_decoder(config: Config, tokenizer: Tokenizer) -> DecoderConfig:
+    """The decoder of train.init_from; UserError where other settings say that it is another."""
+    path, model = config.train.init_from, config.model
+    decoder = checkpoints.load_config(path)
+    own = [
+        name
+        for name, value in default().model.items()
+        if model[name] != value and name not in {*RUNNING, *variants.REGISTRIES}
+    ]
+    if own:
+        raise UserError(f"{own[0]}={model[own[0]]!r}: a run from {path} has its shapes", own[0])
+    trained = checkpoints.load_tokenizer(path)
+    if trained.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"tokenizer={tokenizer.name!r} is not the one that {path} was trained with: give its"
+            " own, a file or the folder it lies in",
+            "tokenizer",
+        )
+    check_vocabulary(decoder, tokenizer)
+    running = {name: model[name] for name in RUNNING if model[name] is not None}
+    origin = ", ".join(filter(None, (f"continued from {path}", decoder.source)))
+    return dataclasses.replace(decoder, source=origin, **running)
 
 
 def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:
@@ -248,20 +287,26 @@ def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:
     changes = {k: v for k, v in model.items() if k in shapes and v is not None}
     changes["vocab_size"] = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     decoder = dataclasses.replace(presets.PRESETS.make(model.preset, "preset"), **changes)
-    values = {
-        field: variants.REGISTRIES[field].make(model[field], field)
-        for field in ("pattern", *variants.COMPONENTS)
-        if model[field] != NONE
-    }
-    if "pattern" not in values:
-        values["rotary"] = rotary.parse(model.rotary, "rotary")
-    elif model.rotary != ROTARY:
+    return _with_components(decoder, model)
+
+
+def _with_components(decoder: DecoderConfig, model: Config) -> DecoderConfig:
+    """The decoder with the pattern, encoding and components that `config.model` names."""
+    given = {field: model[field] for field in variants.REGISTRIES if model[field] != NONE}
+    if given.keys() >= {"pattern", "rotary"}:
         raise UserError(
             f"rotary={model.rotary!r} and pattern={model.pattern!r} both choose the encoding: give"
             " it to the pattern, as in gemma3(global_rotary='p_rope()')",
             "pattern",
         )
-    return variants.change(decoder, values)
+    read = {"rotary": rotary.parse}  # which also knows module:function
+    return variants.change(
+        decoder,
+        {
+            field: read.get(field, variants.REGISTRIES[field].make)(text, field)
+            for field, text in given.items()
+        },
+    )
 
 
 def check_at_least(name: str, value: int, least: int) -> None:
@@ -270,10 +315,9 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise UserError(f"{name}={value} must be at least {least}", name)
 
 
-def _check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+def _check_seeds(seeds: Sequence[int]) -> None:
     whole = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise UserError(
             f"seeds={seeds} must be different whole numbers from 0 on, such as (0, 1, 2)", "seeds"
         )
-    return tuple(seeds)

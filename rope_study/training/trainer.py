@@ -24,9 +24,10 @@ from rope_study.decoder import Decoder, attention, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, is_main_process
 from rope_study.training import run_folder
+from rope_study.training.initial import continued
 from rope_study.training.metrics import MetricsLog
 from rope_study.training.optimizer import make_optimizer
-from rope_study.training.settings import Run, TrainSettings
+from rope_study.training.settings import NONE, Run, TrainSettings
 
 
 class TrainState(struct.PyTreeNode):
@@ -44,6 +45,7 @@ class Trainer:
         """`decoder` with a layout."""
         assert decoder.layout is not None
         self.decoder, self.layout, self._seed = decoder, decoder.layout, seed
+        self._init_from = settings.init_from
         self.optimizer, self.schedule = make_optimizer(settings, decoder.config)
         boxed = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings = self.layout.tree(boxed)
@@ -58,7 +60,10 @@ class Trainer:
     def init(self) -> TrainState:
         """The state before the first step, made where it will live."""
         make = jax.jit(lambda key: nn.unbox(self._init(key)), out_shardings=self.shardings)
-        return make(jax.random.key(self._seed))
+        state = make(jax.random.key(self._seed))
+        if self._init_from == NONE:
+            return state
+        return state.replace(params=continued(self._init_from, state.params))
 
     def _init(self, key: jax.Array) -> TrainState:
         params = self.decoder.init(key, jnp.zeros((1, 2), jnp.int32))["params"]

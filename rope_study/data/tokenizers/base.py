@@ -34,6 +34,11 @@ class Tokenizer(abc.ABC):
         return 0 if self.bos is None else self.bos
 
     @property
+    def eos(self) -> int | None:
+        """The id that ends a text in the model's training, where that is known."""
+        return None
+
+    @property
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """16 hexadecimal digits of what the tokenizer does, wherever its file lies."""
@@ -106,11 +111,21 @@ class Tokenizer(abc.ABC):
             weights[i, : len(row)] = 1
         return tokens, weights
 
-    def required_bos(self) -> int:
-        """The BOS id for what cannot do without: training; UserError if there is none."""
-        if self.bos is None:
+    def encode_document(self, text: str) -> np.ndarray:
+        """Ids int32[n] of a document in a stream: after BOS, or without one before EOS.
+
+        Raises:
+          UserError: the text is not valid Unicode, or the tokenizer has neither.
+        """
+        self.check_separator()
+        ids = self.encode(text)
+        parts = [ids, [self.eos]] if self.bos is None else [[self.bos], ids]
+        return np.concatenate(parts).astype(np.int32)
+
+    def check_separator(self) -> None:
+        """UserError for a tokenizer with neither BOS nor EOS: documents could not be told apart."""
+        if self.bos is None and self.eos is None:
             raise no_bos(f"tokenizer {self.name!r}")
-        return self.bos
 
     def _known(self, ids: Sequence[int]) -> list[int]:
         known = np.asarray(ids, np.int64).tolist()
@@ -201,10 +216,10 @@ def read_object(file: Path) -> dict:
 
 
 def no_bos(tokenizer: str) -> UserError:
-    """The error of a tokenizer, named as its first words, without BOS where one is needed."""
+    """The error of a tokenizer, named as its first words, with neither BOS nor EOS."""
     return UserError(
-        f"{tokenizer} has no BOS id: every window starts with BOS, as in training, and"
-        " Gemma gives garbage without it; give the tokenizer of a model that has one",
+        f"{tokenizer} has no BOS id, and no EOS id either: nothing would part one document from the"
+        " next; give the tokenizer of a model that has one",
         "tokenizer",
     )
 

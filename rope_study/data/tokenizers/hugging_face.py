@@ -51,15 +51,15 @@ class HuggingFaceTokenizer(FileTokenizer):
         self._is_byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     @property
+    def eos(self) -> int | None:
+        """Its eos_token."""
+        return self._special("eos_token")
+
+    @property
     def pad(self) -> int:
         """BOS; for a model without one its pad_token, its eos_token, or 0."""
-        if self.bos is not None:
-            return self.bos
-        for field in ("pad_token", "eos_token"):
-            token = _content(self._settings.get(field))
-            if token in self._vocabulary:
-                return self._vocabulary[token]
-        return 0
+        known = (self.bos, self._special("pad_token"), self.eos)
+        return next((i for i in known if i is not None), 0)
 
     @property
     def base_size(self) -> int:
@@ -86,6 +86,11 @@ class HuggingFaceTokenizer(FileTokenizer):
         if piece is None:
             return f"<{i}>"
         return label(_unwrap(piece) if self._is_byte_level else piece)
+
+    def _special(self, name: str) -> int | None:
+        """The id of a special token that tokenizer_config.json names."""
+        token = _content(self._settings.get(name))
+        return None if token is None else self._vocabulary.get(token)
 
     def _find_bos(self, model_file: Path) -> int | None:
         model = read_object(model_file)

@@ -10,7 +10,6 @@ from rope_study.data.tokenizers.base import (
     SETTINGS_FILE,
     FileTokenizer,
     label,
-    no_bos,
     read_object,
 )
 from rope_study.errors import UserError
@@ -23,9 +22,10 @@ class SentencePieceTokenizer(FileTokenizer):
     file_name = "tokenizer.model"
 
     def __init__(self, path: str | os.PathLike):
-        """Loads the model; UserError if it is missing, corrupt or without a BOS id.
+        """Loads the model; UserError if it is missing or corrupt.
 
-        Texts begin with BOS unless add_bos_token in a tokenizer_config.json beside it is false.
+        Texts begin with BOS where it has one, unless add_bos_token in tokenizer_config.json beside
+        it is false.
         """
         super().__init__(path)
         try:
@@ -34,12 +34,16 @@ class SentencePieceTokenizer(FileTokenizer):
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
             ) from error
-        self.bos = self._processor.bos_id()
         self.vocab_size = self._processor.vocab_size()
-        if self.bos < 0:
-            raise no_bos(f"tokenizer {self.name!r}")
-        if read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is False:
-            self.bos = None
+        asked = read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is not False
+        bos = self._processor.bos_id()
+        self.bos = bos if asked and bos >= 0 else None
+
+    @property
+    def eos(self) -> int | None:
+        """The model's end of a text."""
+        eos = self._processor.eos_id()
+        return None if eos < 0 else eos
 
     def save(self, folder: Path) -> str:
         """Copies the model, and where it goes without BOS a tokenizer_config.json that says so."""
