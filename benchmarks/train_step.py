@@ -54,14 +54,14 @@ def measure(c, batch: int, length: int, steps: int) -> dict:
     ]
     start = time.perf_counter()
     state = trainer.init()
-    step = trainer.step.lower(state, windows[0]).compile()
+    step = trainer.step.lower(state, windows[0], None).compile()
     compiled = time.perf_counter() - start
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     seconds = []
     for rows in itertools.islice(itertools.cycle(windows), steps + 2):
         start = time.perf_counter()
-        state, metrics = step(state, rows)
+        state, metrics = step(state, rows, None)
         last = float(metrics["loss"])
         seconds.append(time.perf_counter() - start)
     return {

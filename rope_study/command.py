@@ -27,7 +27,7 @@ from rope_study.errors import UserError, join, nearest
 from rope_study.probes.run import describe
 from rope_study.training import settings
 
-COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
+COMMANDS = ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings")
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Resolved = TypeVar("Resolved")

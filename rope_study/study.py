@@ -39,7 +39,7 @@ def study(study: Study) -> dict:
 def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> results.Outcome:
     """Trains, evaluates and probes one encoding with one seed."""
     decoder, params = trainer.train(run, corpus, layout)
-    held_out = evaluate(decoder, params, corpus.held_out_batches(study.evaluate_windows))
+    held_out = evaluate(decoder, params, corpus.evaluation_batches(study.evaluate_windows))
     usage = _probe_held_out(decoder, params, corpus, study.probe_windows)
     if sharding.is_main_process():
         probes.save(usage, run.folder / "frequency_usage.nc")

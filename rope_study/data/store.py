@@ -1,9 +1,10 @@
 """Token stores: both sides of a text as flat files that are read in place, and one index.
 
     index.json       written last: counts, sizes, checksums, tokenizer, how it was made
-    train.tokens     uint16[tokens], or uint32 for large vocabularies; every document after BOS
+    train.tokens     uint16[tokens], or uint32 for large vocabularies: documents after BOS, or
+                     before EOS for a model without
     train.starts     uint64[documents], the token at which each begins
-    train.prompts    uint32[documents], of instructions: tokens after BOS whose loss is not counted
+    train.prompts    uint32[documents], of instructions: first tokens whose loss does not count
     held_out.*       the same for what is not trained on
 
 and the tokenizer's own file. A folder without an index is not a store, however large.
@@ -19,13 +20,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from rope_study.data.batches import token_dtype
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 from rope_study.files import explained, read_json, write_atomically
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = 1
-SIDES = ("train", "held_out")
 # Beside "tokens", whose type depends on the vocabulary.
 TYPES = {"starts": np.uint64, "prompts": np.uint32}
 AGAIN = "make the store again with `python -m rope_study.prepare`"
@@ -38,15 +39,17 @@ class Side:
     """One side of a text.
 
     Attributes:
-      tokens: uint16[n] or uint32[n], every document begun by BOS.
+      tokens: uint16[n] or uint32[n], each document after BOS or before EOS.
       starts: uint64[documents], where in `tokens` each begins.
-      prompts: uint32[documents], how many tokens after a document's BOS do not count in the loss;
-        None where all do.
+      prompts: uint32[documents], how many first tokens of each, after its BOS, do not count in the
+        loss; None where all do.
+      begun: 1 where documents begin with BOS, else 0.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     prompts: np.ndarray | None = None
+    begun: int = 1
 
     def weights(self, first: int, last: int) -> np.ndarray:
         """f32[last - first]: 0 for tokens whose loss does not count, else 1."""
@@ -55,7 +58,8 @@ class Side:
             begin = max(int(np.searchsorted(self.starts, first, "right")) - 1, 0)
             end = int(np.searchsorted(self.starts, last))
             for document in range(begin, end):
-                start = int(self.starts[document]) + 1 - first  # the BOS ends the one before
+                # BOS counts: it is how the document before it ends.
+                start = int(self.starts[document]) + self.begun - first
                 weights[max(start, 0) : max(start + int(self.prompts[document]), 0)] = 0
         return weights
 
@@ -78,7 +82,9 @@ class Store:
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """UserError unless the tokens were made by that tokenizer."""
         made_by = self.index["tokenizer"]
-        if tokenizer.fingerprint != made_by["fingerprint"]:
+        # The fingerprint does not know what ends the documents of a model without BOS.
+        now = tokenizer.fingerprint, tokenizer.separator
+        if now != (made_by["fingerprint"], made_by["separator"]):
             own = "bytes" if made_by["name"] == "bytes" else str(self.folder)
             raise UserError(
                 f"the tokens of {self.folder} were not made by tokenizer {tokenizer.name!r}: the"
@@ -129,14 +135,10 @@ def open_store(path: str | os.PathLike) -> Store:
             return np.memmap(folder / f"{name}.{kind}", dtype, "r")
 
         prompts = column("prompts") if f"{name}.prompts" in index["files"] else None
-        return Side(column("tokens"), column("starts"), prompts)
+        begun = int(index["tokenizer"]["bos"] is not None)
+        return Side(column("tokens"), column("starts"), prompts, begun)
 
     return Store(folder, index, side("train"), side("held_out"))
-
-
-def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
-    """What the tokens of a tokenizer are kept as."""
-    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
 def checksum(file: Path, size: int | None = None) -> int:
@@ -158,9 +160,7 @@ class Writer:
     goes on from there, and so gives the same bytes as one that was never stopped.
     """
 
-    def __init__(
-        self, folder: Path, dtype: Any, state: Mapping[str, Sequence[int]] | None = None
-    ):
+    def __init__(self, folder: Path, dtype: Any, state: Mapping[str, Sequence[int]] | None = None):
         """Opens a folder, which is made.
 
         Raises:
@@ -236,6 +236,7 @@ def write_index(
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "bos": tokenizer.bos,
+            "separator": tokenizer.separator,
         },
         "files": {n: {"bytes": size, "crc32": crc} for n, (size, crc) in sorted(files.items())},
         **about,

@@ -52,7 +52,7 @@ class Trainer:
         self.abstract_state = runs.abstract(boxed, self.shardings)
         self.step = jax.jit(
             self._step,
-            in_shardings=(self.shardings, self.layout.sharding("batch", None)),
+            in_shardings=(self.shardings, *[self.layout.sharding("batch", None)] * 2),
             out_shardings=(self.shardings, self.layout.sharding()),
             donate_argnums=0,
         )
@@ -71,13 +71,18 @@ class Trainer:
             step=jnp.zeros((), jnp.int32), params=params, opt_state=self.optimizer.init(params)
         )
 
-    def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
-        """One step on windows int32[B, T + 1]."""
+    def _step(
+        self, state: TrainState, windows: jax.Array, weights: jax.Array | None
+    ) -> tuple[TrainState, dict]:
+        """One step on windows int32[B, T + 1] whose targets count as weights f32[B, T] say."""
         inputs, targets = windows[:, :-1], windows[:, 1:]
+        count = targets.size if weights is None else jnp.maximum(weights.sum(), 1)
 
         def mean_loss(params: dict) -> jax.Array:
-            total: Any = self.decoder.apply({"params": params}, inputs, targets, method="loss")
-            return total / targets.size
+            total: Any = self.decoder.apply(
+                {"params": params}, inputs, targets, weights, method="loss"
+            )
+            return total / count
 
         loss, gradients = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
@@ -165,11 +170,16 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
         first = int(state.step)
         with _Progress(run, first) as progress:
             for step in range(first, run.train.steps):
+                rows, length = run.data.batch_size, run.data.length
                 windows = trainer.layout.place_rows(
                     lambda start, stop, step=step: batches.rows(step, start, stop),
-                    (run.data.batch_size, run.data.length + 1),
+                    (rows, length + 1),
                 )
-                state, metrics = trainer.step(state, windows)
+                weights = corpus.weigh_train and trainer.layout.place_rows(
+                    lambda start, stop, step=step: batches.weights(step, start, stop),
+                    (rows, length),
+                )
+                state, metrics = trainer.step(state, windows, weights)
                 # Reads the step before this one, so that the device never waits for the host.
                 progress.update(step, metrics)
                 done = step + 1

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from rope_study.data import documents
+from rope_study.data.batches import token_dtype
 from rope_study.data.preparation import near_duplicates
 from rope_study.data.preparation.formats import format_of
 from rope_study.data.preparation.records import Options, Record, Skipped
 from rope_study.data.preparation.streams import Block
-from rope_study.data.store import token_dtype
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.load import load_tokenizer
 
@@ -64,7 +64,7 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """What follows one BOS: ids, how many of them are a prompt, and the text they are of."""
+    """One document in a stream: ids, how many of its own are a prompt, and their text."""
 
     ids: np.ndarray
     prompt: int
@@ -79,7 +79,6 @@ class Encoder:
         self.plan = plan
         self._tokenizer = tokenizer or load_tokenizer(plan.tokenizer)
         self._dtype = token_dtype(self._tokenizer)
-        self._bos = self._tokenizer.required_bos()
 
     def __call__(self, file: Path, block: Block) -> Encoded:
         """What a block of a file becomes."""
@@ -108,10 +107,10 @@ class Encoder:
 
     def _pieces(self, record: Record) -> tuple[str, list[_Piece]]:
         """The text that decides a document's side, and its pieces; tokens count as their digits."""
-        encode = self._tokenizer.encode
+        encode, as_document = self._tokenizer.encode, self._tokenizer.as_document
         if isinstance(record, np.ndarray):
             text = " ".join(map(str, record.tolist()))
-            return text, [_Piece(record, 0, text)]
+            return text, [_Piece(as_document(record), 0, text)]
         if isinstance(record, tuple):
             inputs, targets = record
             if not targets.strip():
@@ -120,21 +119,21 @@ class Encoder:
                 inputs += "\n"
             prompt, answer = encode(inputs), encode(targets)
             text = inputs + targets
-            return text, [_Piece(np.concatenate([prompt, answer]), len(prompt), text)]
+            ids = as_document(np.concatenate([prompt, answer]))
+            return text, [_Piece(ids, len(prompt), text)]
         assert isinstance(record, str)
-        return record, [_Piece(encode(text), 0, text) for text in documents.pieces([record])]
+        pieces = documents.pieces([record])
+        return record, [_Piece(as_document(encode(text)), 0, text) for text in pieces]
 
     def _columns(self, pieces: list[_Piece]) -> dict[str, np.ndarray]:
-        lengths = np.array([len(piece.ids) + 1 for piece in pieces], np.uint64)
-        starts = np.cumsum(lengths, dtype=np.uint64) - lengths
-        tokens = np.empty(int(lengths.sum()), self._dtype)
-        for start, piece in zip(starts.tolist(), pieces, strict=True):
-            tokens[start] = self._bos
-            tokens[start + 1 : start + 1 + len(piece.ids)] = piece.ids
+        lengths = np.array([len(piece.ids) for piece in pieces], np.uint64)
         digests = [documents.digest(piece.text) for piece in pieces]
+        nothing = np.empty(0, self._dtype)
         columns = {
-            "tokens": tokens,
-            "starts": starts,
+            "tokens": np.concatenate(
+                [nothing, *(piece.ids.astype(self._dtype) for piece in pieces)]
+            ),
+            "starts": np.cumsum(lengths, dtype=np.uint64) - lengths,
             "digests": np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
         }
         if self.plan.prompts:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rope_study.data import documents
+from rope_study.data.batches import token_dtype
 from rope_study.data.preparation import near_duplicates
 from rope_study.data.preparation.encode import CANDIDATES
 from rope_study.data.preparation.journal import Entry, check_same, read_lines
@@ -20,7 +21,6 @@ from rope_study.data.store import (
     Columns,
     Writer,
     checksum,
-    token_dtype,
     write_index,
 )
 from rope_study.data.tokenizers.base import Tokenizer
@@ -28,9 +28,7 @@ from rope_study.errors import UserError
 from rope_study.files import explained
 
 
-def finish(
-    folder: Path, made: dict[str, Any], last: Entry, tokenizer: Tokenizer
-) -> dict[str, Any]:
+def finish(folder: Path, made: dict[str, Any], last: Entry, tokenizer: Tokenizer) -> dict[str, Any]:
     """Makes a store of the files that the last entry of a journal describes; gives its index.
 
     Raises:

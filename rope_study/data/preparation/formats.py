@@ -10,8 +10,15 @@ import numpy as np
 
 from rope_study.data.preparation import wikipedia
 from rope_study.data.preparation.records import Options, Record, Skipped
-from rope_study.data.preparation.streams import MAX_RECORD, Block, chunks, content, cut, optional
-from rope_study.data.preparation.streams import too_long
+from rope_study.data.preparation.streams import (
+    MAX_RECORD,
+    Block,
+    chunks,
+    content,
+    cut,
+    optional,
+    too_long,
+)
 from rope_study.data.text_files import FORMATS as OTHER_FORMATS
 from rope_study.data.text_files import JSON_LINES, TABLES, WRITE_JSONL, ending
 from rope_study.errors import UserError
@@ -209,7 +216,7 @@ def _token_blocks(file: Path, options: Options) -> Iterator[Block]:
         if len(waiting) < options.block:
             continue
         ids = np.frombuffer(waiting, dtype, len(waiting) // dtype.itemsize)
-        begins = np.flatnonzero(ids[1:] == options.bos) + 1
+        begins = np.flatnonzero(ids[1:] == options.separator) + 1
         if len(begins):
             yield Block(ids[: begins[-1]], first, position)
             first += len(begins)
@@ -249,7 +256,7 @@ def _row_records(block: Block, options: Options) -> Iterator[Record]:
 
 
 def _documents(ids: np.ndarray, first: int, options: Options) -> Iterator[Record]:
-    """Ids [n] between one BOS and the next; UserError where they are of another tokenizer."""
+    """Ids [n] between separators; UserError where they are of another tokenizer."""
     if len(ids) and not (0 <= ids.min() and ids.max() < options.vocab_size):
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise UserError(
@@ -257,12 +264,10 @@ def _documents(ids: np.ndarray, first: int, options: Options) -> Iterator[Record
             f" 0..{options.vocab_size - 1}: the tokens are of another one, or of another type",
             "tokenizer",
         )
-    for i, document in enumerate(np.split(ids, np.flatnonzero(ids == options.bos))):
-        document = document[document != options.bos]
+    for document in np.split(ids, np.flatnonzero(ids == options.separator)):
+        document = document[document != options.separator]
         if len(document):
             yield document
-        elif i:  # before the first BOS there need not be anything
-            yield Skipped("empty", first + i - 1)
 
 
 TEXT = Format("text", _text_blocks, _text_records)

@@ -20,7 +20,7 @@ class Skipped:
     detail: str = ""
 
 
-# A text, (inputs, targets), or ids int[n] without BOS.
+# A text, (inputs, targets), or ids int[n] of one document, without BOS or EOS around it.
 Record = str | tuple[str, str] | np.ndarray | Skipped
 
 
@@ -32,11 +32,11 @@ class Options:
       fields: of JSON or a table: the text's, or those of inputs and targets.
       block: bytes that a worker takes at once, about.
       token_dtype: of flat token files.
-      bos, vocab_size: of the tokenizer.
+      separator, vocab_size: of the tokenizer.
     """
 
     fields: tuple[str, ...]
     block: int
     token_dtype: str | None
-    bos: int
+    separator: int
     vocab_size: int

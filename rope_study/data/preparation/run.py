@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import filelock
 from tqdm import tqdm
 
+from rope_study.data.batches import token_dtype
 from rope_study.data.documents import TEXT_ENDINGS, check_fraction, find_files
 from rope_study.data.preparation import finish
 from rope_study.data.preparation.encode import Encoded, Encoder, Plan, encode_block, start_worker
@@ -30,7 +31,7 @@ from rope_study.data.preparation.formats import FLAT, FORMATS, TOKEN_TYPES, Form
 from rope_study.data.preparation.journal import Entry, Journal, check_same
 from rope_study.data.preparation.records import Options
 from rope_study.data.preparation.streams import Block
-from rope_study.data.store import INDEX, JOURNAL, Writer, open_store, token_dtype
+from rope_study.data.store import INDEX, JOURNAL, Writer, open_store
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.load import load_tokenizer
 from rope_study.errors import UserError
@@ -123,7 +124,7 @@ def prepare(settings: Settings) -> dict[str, Any]:
       UserError: anything in the way; what was read until then is kept.
     """
     tokenizer = load_tokenizer(settings.tokenizer)
-    tokenizer.required_bos()
+    tokenizer.check_separator()
     files, format = find_input(settings.input)
     folder = settings.out
     if settings.shard:
@@ -214,13 +215,11 @@ def _owned(folder: Path) -> Iterator[None]:
 # --- blocks -----------------------------------------------------------------------------------
 
 
-def _encode(
-    settings: Settings, files: list[Path], tokenizer: Tokenizer, journal: Journal
-) -> Entry:
+def _encode(settings: Settings, files: list[Path], tokenizer: Tokenizer, journal: Journal) -> Entry:
     """Encodes what the journal has not; gives its last entry."""
     instructions = len(settings.fields) > 1
     options = Options(
-        settings.fields, settings.block, settings.token_dtype, tokenizer.required_bos(),
+        settings.fields, settings.block, settings.token_dtype, tokenizer.separator,
         tokenizer.vocab_size,
     )  # fmt: skip
     plan = Plan(
@@ -286,16 +285,14 @@ def _units(
 
 def _in_order(
     units: Iterator[tuple[int, int, Path, Block]], plan: Plan, tokenizer: Tokenizer, workers: int
-) -> Iterator[tuple[int, int, Block, Encoded]]:
+) -> Generator[tuple[int, int, Block, Encoded]]:
     """What workers make of each unit, in the order of the units; few are held at a time."""
     workers = workers or len(os.sched_getaffinity(0))
     if workers == 1:
         encoder = Encoder(plan, tokenizer)
         yield from ((i, number, block, encoder(file, block)) for i, number, file, block in units)
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), start_worker, (plan,)
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker, (plan,))
     waiting: collections.deque = collections.deque()
     try:
         for i, number, file, block in units:

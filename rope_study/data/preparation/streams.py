@@ -117,10 +117,10 @@ def too_long(file: Path, number: int) -> UserError:
 
 def content(file: Path) -> tuple[bytes, int]:
     """A whole file, decompressed, and its size on disk; UserError as `cut`."""
-    pieces, length, position = [], 0, 0
-    for piece, position in chunks(file):
+    pieces, length = [], 0
+    for piece, _ in chunks(file):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_RECORD:
             raise too_long(file, 1)
-    return b"".join(pieces), position
+    return b"".join(pieces), file.stat().st_size
