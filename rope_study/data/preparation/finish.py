@@ -13,7 +13,7 @@ from rope_study.data import documents
 from rope_study.data.batches import token_dtype
 from rope_study.data.preparation import near_duplicates
 from rope_study.data.preparation.encode import CANDIDATES
-from rope_study.data.preparation.journal import Entry, check_same, read_lines
+from rope_study.data.preparation.journal import BY_PIECE, Entry, check_same, read_lines
 from rope_study.data.store import (
     INDEX,
     JOURNAL,
@@ -152,6 +152,7 @@ def _read_shard(folder: Path) -> Shard:
     if not (folder / JOURNAL).exists():
         raise UserError(f"{folder} is no shard: prepare it again", "out")
     made, *lines = read_lines(folder / JOURNAL)
+    made.pop(BY_PIECE)
     if not lines or "done" not in lines[-1]:
         problem = f"{folder} is not finished: give its command again, it goes on"
         raise UserError(problem, "out")

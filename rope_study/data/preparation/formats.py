@@ -211,7 +211,7 @@ def _token_blocks(file: Path, options: Options) -> Iterator[Block]:
         )
     dtype = np.dtype(options.token_dtype).newbyteorder("<")
     waiting, first, position = b"", 1, 0
-    for piece, position in chunks(file):
+    for piece, position in chunks(file, options.block):
         waiting += piece
         if len(waiting) < options.block:
             continue
@@ -238,6 +238,8 @@ def _row_blocks(file: Path, _: Options) -> Iterator[Block]:
     arrays = optional("array_record.python.array_record_module")
     try:
         reader = arrays.ArrayRecordReader(str(file))
+        if not reader.ok():  # it gives no records then, and no error
+            raise ValueError("it is damaged, or no ArrayRecord")
         count = reader.num_records()
         for start in range(0, count, ROWS):
             stop = min(start + ROWS, count)

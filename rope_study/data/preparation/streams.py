@@ -44,8 +44,8 @@ def optional(module: str) -> Any:
         ) from error
 
 
-def chunks(file: Path) -> Iterator[tuple[bytes, int]]:
-    """(decompressed bytes, how much of the file was read for them) until its end.
+def chunks(file: Path, size: int = READ) -> Iterator[tuple[bytes, int]]:
+    """(at most `size` bytes, decompressed; how much of the file was read for them) until its end.
 
     Raises:
       UserError: it cannot be read, is damaged, or ends too early.
@@ -58,7 +58,8 @@ def chunks(file: Path) -> Iterator[tuple[bytes, int]]:
         with file.open("rb") as raw:
             pieces = _zstd(raw) if ending == ".zst" else _pieces(raw, OPENERS.get(ending))
             for piece in pieces:
-                yield piece, raw.tell()
+                for start in range(0, len(piece), size):
+                    yield piece[start : start + size], raw.tell()
     except errors as error:
         raise UserError(f"{str(file)!r} cannot be read ({error})", "input") from error
 
@@ -90,7 +91,7 @@ def cut(file: Path, delimiter: bytes, size: int) -> Iterator[Block]:
       UserError: as `chunks`, or a record of more than MAX_RECORD bytes.
     """
     waiting, length, first, position = [], 0, 1, 0
-    for piece, position in chunks(file):
+    for piece, position in chunks(file, size):
         waiting.append(piece)
         length += len(piece)
         if length < size:
