@@ -1,4 +1,4 @@
-"""SentencePiece's BPE word by word: the same ids, several times as fast, as words come again.
+"""SentencePiece's BPE word by word: the same ids in less time, as words come again.
 
 Where no piece of a vocabulary goes on after a space, no merge does either: the ids of a text are
 those of its words, each with the spaces before it. What words are is seen in the normalised text,
@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 SPACE = "\u2581"
 WORD = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")
-KEPT = 2**18  # words: some 50 MB
+KEPT = 2**18  # words, some 50 MB
 
 BPE = sentencepiece_model_pb2.TrainerSpec.BPE  # type: ignore[attr-defined]
 
@@ -38,14 +38,14 @@ class Words:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, as the processor gives them."""
-        if len(self._ids) > KEPT:
-            self._ids.clear()
-        words, known = WORD.findall(self._processor.normalize(text)), self._ids
-        if new := [*{*words} - known.keys()]:
+        words, known, ids = WORD.findall(self._processor.normalize(text)), self._ids, {}
+        if new := [word for word in {*words} if word not in known]:
             sources = [word.removeprefix(SPACE) if self._prefixed else word for word in new]
             sources = [source.replace(SPACE, " ") for source in sources]
-            if list(map(self._processor.normalize, sources)) != new:
+            if self._processor.normalize(sources) != new:
                 return self._processor.encode(text)  # words depend on what is around them
-            # One by one: for a list the library starts threads, which wait where cores are busy.
-            known.update(zip(new, map(self._processor.encode, sources), strict=True))
-        return list(itertools.chain.from_iterable([known[word] for word in words]))
+            ids = dict(zip(new, self._processor.encode(sources, num_threads=1), strict=True))
+            if len(known) < KEPT:  # the words that come often come early
+                known.update(ids)
+        parts = [known[word] if word in known else ids[word] for word in words]
+        return list(itertools.chain.from_iterable(parts))
