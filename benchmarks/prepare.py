@@ -29,7 +29,8 @@ HEADER = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version
 PAGE = """<page><title>{title}</title><ns>0</ns><id>{i}</id><revision><id>{i}</id>
 <timestamp>2026-01-01T00:00:00Z</timestamp>
 <contributor><username>A</username><id>1</id></contributor>
-<model>wikitext</model><format>text/x-wiki</format><text bytes="1" xml:space="preserve">{text}</text>
+<model>wikitext</model><format>text/x-wiki</format>
+<text bytes="1" xml:space="preserve">{text}</text>
 <sha1>x</sha1></revision></page>
 """
 

@@ -50,7 +50,7 @@ ARTICLE = """{{Short description|One}}
 }}
 [[File:Ada.jpg|thumb|upright|Ada at [[Ockham Park|Ockham]] in {{circa|1840}}]]
 '''Ada Lovelace''' was an [[England|English]] [[mathematician]]s' ''friend''.<ref name="a">{{cite
-| title = Notes}} p.&nbsp;3</ref><ref name="b" /> She &ndash; &#x41; &amp; B &mdash; wrote.<!-- ? -->
+| title = Notes}} p.&nbsp;3</ref><ref name="b" /> She &ndash; &#x41; &amp; B &mdash; wrote.<!---->
 
 == Life ==
 * born in [[London]]
