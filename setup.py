@@ -14,6 +14,7 @@ PREPARE = [
     "rensa>=0.5,<0.6",
     "zstandard>=0.23,<1",
 ]
+BUCKETS = ["gcsfs>=2026.4"]  # with fsspec and google-cloud-storage, for etils.epath and Orbax
 
 setup(
     name="rope_study",
@@ -31,8 +32,8 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "filelock>=4,<5",
         "flax>=0.12,<0.13",
+        "google-crc32c>=1.5,<2",
         "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
         "jax>=0.10,<0.13",
@@ -55,12 +56,15 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "gcs": BUCKETS,
         "cuda": ["jax[cuda]"],
         "prepare": PREPARE,
         "parity": ["accelerate>=1.1,<2", "torch>=2.6,<3", "transformers>=5.20,<6"],
         "dev": [
             *PREPARE,
+            *BUCKETS,
             "chex>=0.1.90,<0.2",
+            "gcp-storage-emulator==2026.7.19",
             "ipykernel>=6.29,<8",
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",

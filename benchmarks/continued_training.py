@@ -9,6 +9,7 @@ training curve, and frequency usage before and after. Windows are of joined docu
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -96,10 +97,11 @@ def measure(encoding: str, arguments: argparse.Namespace) -> None:
     tokenizer = checkpoints.load_tokenizer(arguments.checkpoint)
     corpus = Corpus(arguments.text, "", tokenizer, *tokens, arguments.length, arguments.batch)
 
+    reader = Decoder(dataclasses.replace(run.decoder, scan=True), sharding.one_device())
     _, weights = checkpoints.load(arguments.checkpoint, rotary=encoding)
-    before = read(Decoder(run.decoder, sharding.one_device()), weights, corpus, arguments)
-    decoder, params = trainer.train(run, corpus, sharding.make_layout())
-    after = read(decoder, params, corpus, arguments)
+    before = read(reader, weights, corpus, arguments)
+    _, params = trainer.train(run, corpus, sharding.make_layout())
+    after = read(reader, params, corpus, arguments)
     found = xarray.concat([before, after], xarray.Variable("trained", [0, arguments.steps]))
     rows = read_metrics(run.folder)
     found["training_loss"] = "step", [row["loss"] for row in rows], {"units": "nats"}
@@ -136,7 +138,7 @@ def read(
     windows = batches.held_out_batches(
         corpus.held_out, arguments.length, 1, corpus.tokenizer.bos, 8
     )
-    texts = [window[:, :-1] for window, _ in windows]
+    texts = [(window[:, :-1], np.ones_like(window[:, 1:], np.float32)) for window, _ in windows]
     usage = probes.run(decoder, params, texts, [probes.frequency_usage])["frequency_usage"]
     found |= {name: usage[name].mean("head" if "head" in usage[name].dims else "kv_head")
               for name in ("q", "k", "v")}  # fmt: skip

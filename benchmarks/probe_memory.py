@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--topology", help="of TPUs, such as v5e:2x4")
     parser.add_argument("--run", action="store_true", help="also run it")
     args = parser.parse_args()
-    config = presets.get(args.preset)
+    config = presets.PRESETS.make(args.preset)
     config = dataclasses.replace(config, layers=args.layers or config.layers, remat="none")
     decoder = Decoder(config, fit_layout(config, make_layout(args.topology)))
     shapes = jax.tree.map(

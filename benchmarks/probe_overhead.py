@@ -165,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     gpu = jax.default_backend() == "gpu"
     config = dataclasses.replace(
-        presets.get(args.preset), layers=args.layers, vocab_size=VOCABULARY, remat="none",
+        presets.PRESETS.make(args.preset), layers=args.layers, vocab_size=VOCABULARY, remat="none",
         compute_dtype=args.dtype,
         attention="cudnn" if gpu and args.dtype == "bfloat16" else "reference",
     )  # fmt: skip

@@ -22,12 +22,12 @@ from ml_collections import ConfigDict, config_flags
 
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder, check_vocabulary
+from rope_study.decoder import Decoder, attention, check_vocabulary
 from rope_study.errors import UserError, join, nearest
 from rope_study.probes.run import describe
 from rope_study.training import settings
 
-COMMANDS = ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings")
+COMMANDS = ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings", "plan")
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Resolved = TypeVar("Resolved")
@@ -56,7 +56,10 @@ def main() -> None:
 
 
 def run_config(
-    run: Callable[[Resolved], Any], resolve: Callable[[Any], Resolved], about: str | None
+    run: Callable[[Resolved], Any],
+    resolve: Callable[[Any], Resolved],
+    about: str | None,
+    define_flags: Callable[[], None] = lambda: None,
 ) -> None:
     """Parses --config, resolves it and calls run; does not return.
 
@@ -64,9 +67,11 @@ def run_config(
       run: what the command does.
       resolve: the configuration's plain values; a UserError of it ends the command.
       about: the help text, usually the module's docstring.
+      define_flags: defines what the command has beside --config.
     """
     before = set(flags.FLAGS)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    define_flags()
     config = config_flags.DEFINE_config_file(
         "config",
         default=None,
@@ -83,7 +88,8 @@ def run_config(
         return run(resolve(config.value))
 
     def remedy(argument: str) -> str | None:
-        return _config_setting(config.value, argument)
+        by_flag = f"set --{argument}" if argument in set(flags.FLAGS) - before else None
+        return by_flag or _config_setting(config.value, argument)
 
     new = set(flags.FLAGS) - before
     fields = "Fields of a configuration with their defaults:"
@@ -145,7 +151,8 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     check_vocabulary(decoder.config, tokenizer)
     if sharding.is_main_process():
         about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
-        print(f"{f.checkpoint}: {about}", file=sys.stderr)
+        backends = attention.in_words(decoder.config, decoder.layout)
+        print(f"{f.checkpoint}: {about}; {backends}", file=sys.stderr)
     return decoder, params, tokenizer
 
 

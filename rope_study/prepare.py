@@ -13,6 +13,7 @@ from typing import Any
 from absl import flags
 
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 
 # Workers import this module again, so what is not for them is imported where it is used.
 
@@ -48,7 +49,8 @@ def run() -> None:
         if getattr(f, name) is None:
             raise UserError(f"no {name}: give one, as in --{name}={EXAMPLES[name]}")
     if f.join:
-        _report(Path(f.out).expanduser(), preparation.join(Path(f.out).expanduser(), f.tokenizer))
+        out = Path(f.out).expanduser()
+        _report(out, preparation.join(out, f.tokenizer))
         return
     if f.train_tokenizer:
         train_tokenizer(f.input, f.tokenizer, f.train_tokenizer, f.field, f.held_out)
@@ -57,7 +59,7 @@ def run() -> None:
     if f.out is None:
         raise UserError(f"no out: give one, as in --out={EXAMPLES['out']}")
     settings = preparation.Settings(
-        input=f.input, out=Path(f.out).expanduser(), tokenizer=f.tokenizer, field=f.field,
+        input=f.input, out=to_path(f.out, "out"), tokenizer=f.tokenizer, field=f.field,
         loss=f.loss, held_out=f.held_out, near_duplicates=f.near_duplicates,
         token_dtype=f.token_dtype, skip_bad=f.skip_bad, workers=f.workers, shard=_shard(f.shard),
         block=int(f.block_mb * 2**20),

@@ -11,6 +11,7 @@ PACKAGE = Path(rope_study.__file__).parent
 # From the ground up: a folder may import those before it, and its own.
 FLOORS = (
     ("errors",),
+    ("paths",),
     ("files",),
     ("sharding", "data"),
     ("registry",),
@@ -21,7 +22,7 @@ FLOORS = (
     ("interventions", "figures"),
     ("reports",),
     ("command",),
-    ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings"),
+    ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings", "plan"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On one floor, but one way.

@@ -36,7 +36,7 @@ def train(layout, compute_dtype="float32"):
     trainer = Trainer(decoder, make_settings(), seed=0)
     state, losses = trainer.init(), []
     for step in range(STEPS):
-        state, metrics = trainer.step(state, decoder.layout.place(windows(step)), None)
+        state, metrics = trainer.step(state, decoder.layout.place(windows(step)))
         losses.append(float(metrics["loss"]))
     return decoder, trainer, state, losses
 

@@ -22,6 +22,7 @@ from rope_study import rotary
 from rope_study.decoder import Decoder, Probe, check_tokens
 from rope_study.errors import UserError, nearest
 from rope_study.files import explained
+from rope_study.paths import local_copy, to_path
 from rope_study.sharding import to_host
 
 # In the order in which a layer makes them.
@@ -82,7 +83,7 @@ def compare(
       UserError: no tokens, ids or a name that the decoder does not have, or another shape.
     """
     if isinstance(golden, str | os.PathLike):
-        golden = _read(Path(golden).expanduser())
+        golden = _read(to_path(golden, "golden"))
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
     check_tokens(decoder.config, golden["tokens"], needs_bos=False)
@@ -102,7 +103,7 @@ def compare(
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     try:
-        with explained("golden"), np.load(file) as arrays:
+        with explained("golden"), np.load(local_copy(file)) as arrays:
             return dict(arrays)
     except UserError:
         raise

@@ -87,21 +87,25 @@ class Corpus:
             self.train, self.length, self.batch_size, seed, self.tokenizer.bos, self.weigh_train
         )
 
-    def held_out_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all."""
-        return self._held_out(max_windows, None)
+    def held_out_batches(
+        self, max_windows: int, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
+        return self._held_out(max_windows, batch_size, None)
 
-    def evaluation_batches(self, max_windows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def evaluation_batches(
+        self, max_windows: int, batch_size: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same with weights f32[B, T] where some targets do not count in the loss."""
-        return self._held_out(max_windows, self.weigh_held_out)
+        return self._held_out(max_windows, batch_size, self.weigh_held_out)
 
     def _held_out(
-        self, max_windows: int, weigh: batches.Weigh | None
+        self, max_windows: int, batch_size: int | None, weigh: batches.Weigh | None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        bos, windows = self.tokenizer.bos, max_windows or None
         return batches.held_out_batches(
-            self.held_out, self.length, self.batch_size, bos, windows, weigh
-        )
+            self.held_out, self.length, batch_size or self.batch_size, self.tokenizer.bos,
+            max_windows or None, weigh,
+        )  # fmt: skip
 
 
 def load_corpus(settings: DataSettings) -> Corpus:

@@ -1,6 +1,5 @@
 """Documents from files or from Python itself, and their split into train and held-out."""
 
-import glob
 import hashlib
 import os
 import sysconfig
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from rope_study.data.text_files import JSON_ENDINGS, JSON_LINES, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
+from rope_study.paths import files_below, kind_of, matches, to_path
 
 # Longer documents are cut into pieces, each of which begins with BOS.
 MAX_CHARACTERS = 32_768
@@ -156,19 +156,19 @@ def find_files(
     Raises:
       UserError: there are none.
     """
-    root = os.path.expanduser(path)
-    if os.path.isfile(root):
-        return [Path(root)]
-    if os.path.isdir(root):
-        paths = [file for file in Path(root).rglob("*") if ending(file) in endings]
+    root = to_path(path, argument)
+    kind = kind_of(root) if path else None
+    if kind == "file":
+        return [root]
+    if kind == "folder":
+        files = [file for file in files_below(root) if ending(file) in endings]
         problem = f"the folder {path!r} has no file that ends in {', '.join(endings)}"
     else:
-        paths = [Path(match) for match in glob.glob(root, recursive=True)]
+        files = sorted(match for match in matches(path) if match.is_file())
         problem = (
             f"{path!r} is no file or folder and matches none as a glob.{nearest(path, ['python'])}"
             ' Allowed: "python", a text or JSONL file, a folder, a glob'
         )
-    files = sorted(path for path in paths if path.is_file())
     if not files:
         raise UserError(problem, argument)
     return files

@@ -24,6 +24,7 @@ from rope_study.data.batches import token_dtype
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 from rope_study.files import explained, read_json, write_atomically
+from rope_study.paths import kind_of, local_copy, size_of, to_path
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = 1
@@ -101,17 +102,19 @@ class Store:
 
 def holds_store(path: str | os.PathLike) -> bool:
     """Whether a path is the folder of a store, or of one that is not finished."""
-    folder = Path(path).expanduser()
-    return (folder / INDEX).is_file() or (folder / JOURNAL).is_file()
+    folder = to_path(path, "path")
+    return bool(path) and "file" in (kind_of(folder / INDEX), kind_of(folder / JOURNAL))
 
 
 def open_store(path: str | os.PathLike) -> Store:
     """The store in a folder; reads the index and looks at the sizes of the files.
 
+    Files in a bucket are copied to this host first.
+
     Raises:
       UserError: it is not finished, of another version, cut short, or cannot be read.
     """
-    folder = Path(path).expanduser()
+    folder = to_path(path, "path")
     if not (folder / INDEX).is_file():
         raise UserError(
             f"{folder} holds a store that is not finished: give the same command of `python -m"
@@ -124,7 +127,7 @@ def open_store(path: str | os.PathLike) -> Store:
         raise UserError(problem, "path")
     for name, about in index["files"].items():
         with explained("path"):
-            size = (folder / name).stat().st_size
+            size = size_of(folder / name)
         if size != about["bytes"]:
             problem = f"{folder / name} has {size:,} bytes, the index says {about['bytes']:,}"
             raise UserError(f"{problem}: copy it again, or {AGAIN}", "path")
@@ -132,7 +135,7 @@ def open_store(path: str | os.PathLike) -> Store:
     def side(name: str) -> Side:
         def column(kind: str) -> np.ndarray:
             dtype = index["dtype"] if kind == "tokens" else TYPES[kind]
-            return np.memmap(folder / f"{name}.{kind}", dtype, "r")
+            return np.memmap(local_copy(folder / f"{name}.{kind}"), dtype, "r")
 
         prompts = column("prompts") if f"{name}.prompts" in index["files"] else None
         begun = int(index["tokenizer"]["bos"] is not None)
@@ -143,7 +146,7 @@ def open_store(path: str | os.PathLike) -> Store:
 
 def checksum(file: Path, size: int | None = None) -> int:
     """crc32 of a file, or of its first `size` bytes."""
-    value, left = 0, file.stat().st_size if size is None else size
+    value, left = 0, size_of(file) if size is None else size
     with file.open("rb") as stream:
         while left and (chunk := stream.read(min(left, 2**22))):
             value, left = zlib.crc32(chunk, value), left - len(chunk)

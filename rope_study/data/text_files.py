@@ -8,15 +8,15 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numcodecs.zstd import decompress  # type: ignore[import-not-found]
 
 from rope_study.errors import UserError
 
 
-def _open_zstd(file: Path, _: str) -> io.BytesIO:
-    return io.BytesIO(decompress(file.read_bytes()))
+def _open_zstd(stream: BinaryIO) -> io.BytesIO:
+    return io.BytesIO(decompress(stream.read()))
 
 
 OPENERS: dict[str, Callable[..., Any]] = {
@@ -62,8 +62,9 @@ def read_text(file: Path) -> str:
     if ending(file) in TABLES:
         raise UserError(f"{str(file)!r} is a table: {WRITE_JSONL}", "path")
     try:
-        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
-            content = stream.read()
+        with file.open("rb") as stream:
+            uncompress = OPENERS.get(file.suffix.lower())
+            content = (uncompress(stream) if uncompress else stream).read()
     except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{str(file)!r} cannot be read ({error})", "path") from error
     for (offset, start), what in FORMATS.items():

@@ -1,5 +1,6 @@
 """Running probes over batches of text."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from rope_study.decoder import (
     check_tokens,
     variants,
 )
+from rope_study.decoder.config import AUTO, REFERENCE
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
+from rope_study.paths import to_path
 from rope_study.probes import datasets
 from rope_study.sharding import Layout, compiler, one_device
 
@@ -56,7 +59,7 @@ def run(
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
-    config = decoder.config.reference_f32()
+    config = in_f32(decoder)[0].config
     totals, count, context = None, 0, 0
     for tokens, weights in batches:
         check_tokens(config, tokens, weights)
@@ -132,7 +135,7 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
     Raises:
       UserError: another ending, a folder that is no Zarr store, or a place that cannot be written.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "path")
     # Of Zarr format 3 consolidated metadata is no part yet: writing or reading it would warn.
     to_zarr = functools.partial(dataset.to_zarr, zarr_format=2)
     write = {".nc": dataset.to_netcdf, ".zarr": to_zarr}.get(path.suffix)
@@ -166,9 +169,15 @@ def _check(probes: Sequence[Probe]) -> list[Callable]:
 
 
 def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
-    """The decoder as probes run it, f32 on the reference backend, and the layout it has then."""
-    layout = decoder.layout or one_device()
-    return Decoder(decoder.config.reference_f32(), layout), layout
+    """The decoder as probes run it, f32 on every device, and the layout it has then.
+
+    By any backend that computes in f32: weights that a probe reads come of their own from the same
+    queries and keys.
+    """
+    config, layout = decoder.config, decoder.layout or one_device()
+    backend = REFERENCE if config.attention == REFERENCE else AUTO
+    config = dataclasses.replace(config, compute_dtype="float32", attention=backend)
+    return Decoder(config, layout), layout
 
 
 # In f32 on every device: otherwise GPUs and TPUs would round the inputs of products.

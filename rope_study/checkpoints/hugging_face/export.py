@@ -37,6 +37,7 @@ from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_vocabula
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_new_folder, write_atomically
+from rope_study.paths import to_path
 from rope_study.sharding import is_main_process, on_main, one_device, to_host
 
 CLASSES = {
@@ -75,7 +76,7 @@ def export(
         parameters or a tokenizer of another model.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    target = Path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
+    target = to_path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
     config = decoder.config
     if tokenizer is not None:
         check_vocabulary(config, tokenizer)

@@ -22,6 +22,7 @@ from rope_study.data.preparation.streams import (
 from rope_study.data.text_files import FORMATS as OTHER_FORMATS
 from rope_study.data.text_files import JSON_LINES, TABLES, WRITE_JSONL, ending
 from rope_study.errors import UserError
+from rope_study.paths import local_copy, size_of
 
 TOKEN_TYPES = ("uint16", "uint32", "int32")
 ROWS = 256  # of an ArrayRecord file at a time
@@ -178,7 +179,7 @@ def _table_blocks(batches: Callable[[Any, Options], Iterator[Any]]) -> Callable:
                     rows = max(1, int(options.block * len(batch) / max(batch.nbytes, 1)))
                     for start in range(0, len(batch), rows):
                         part = batch.select(list(options.fields)).slice(start, rows)
-                        yield Block(part, first + start, min(stream.tell(), file.stat().st_size))
+                        yield Block(part, first + start, min(stream.tell(), size_of(file)))
                     first += len(batch)
         except UserError as error:
             raise UserError(f"{str(file)!r}: {error.problem}", error.argument) from error
@@ -237,13 +238,13 @@ def _token_records(block: Block, options: Options) -> Iterator[Record]:
 def _row_blocks(file: Path, _: Options) -> Iterator[Block]:
     arrays = optional("array_record.python.array_record_module")
     try:
-        reader = arrays.ArrayRecordReader(str(file))
+        reader = arrays.ArrayRecordReader(str(local_copy(file)))
         if not reader.ok():  # it gives no records then, and no error
             raise ValueError("it is damaged, or no ArrayRecord")
         count = reader.num_records()
         for start in range(0, count, ROWS):
             stop = min(start + ROWS, count)
-            position = file.stat().st_size * stop // count
+            position = size_of(file) * stop // count
             yield Block(reader.read(start, stop), start + 1, position)
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise UserError(f"{str(file)!r} cannot be read ({error})", "input") from error

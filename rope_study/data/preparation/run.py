@@ -36,6 +36,7 @@ from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.load import load_tokenizer
 from rope_study.errors import UserError
 from rope_study.files import check_writable, explained
+from rope_study.paths import is_remote, size_of
 
 ENDINGS = sorted({*TEXT_ENDINGS, *FORMATS} - {".bin"})  # others too call their files .bin
 LOSSES = ("targets", "all")
@@ -127,6 +128,8 @@ def prepare(settings: Settings) -> dict[str, Any]:
     tokenizer.check_separator()
     files, format = find_input(settings.input)
     folder = settings.out
+    if is_remote(folder):
+        raise UserError(f"{folder}: a store is written bit by bit: give a folder of a disk", "out")
     if settings.shard:
         folder = folder / SHARDS / f"{settings.shard[0]}-of-{settings.shard[1]}"
     made = _made(settings, files, format, tokenizer)
@@ -171,7 +174,7 @@ def _made(
 ) -> dict[str, Any]:
     """What the bytes of a store depend on, and the size of blocks, which a journal counts."""
     made: dict[str, Any] = {
-        "input": [[file.name, file.stat().st_size] for file in files],
+        "input": [[file.name, size_of(file)] for file in files],
         "tokenizer": tokenizer.fingerprint,
         "field": settings.field,
         "held_out": settings.held_out,
@@ -229,7 +232,7 @@ def _encode(settings: Settings, files: list[Path], tokenizer: Tokenizer, journal
     )  # fmt: skip
     last = journal.last
     writer = Writer(journal.folder, token_dtype(tokenizer), last.state)
-    before = [0, *_sums(file.stat().st_size for file in files)]
+    before = [0, *_sums(size_of(file) for file in files)]
     units = _units(files, options, settings.shard or (1, 1), last)
     with (
         contextlib.closing(writer),

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from rope_study.data.text_files import OPENERS
 from rope_study.errors import UserError
+from rope_study.paths import size_of
 
 READ = 2**20  # bytes decompressed at a time
 MAX_RECORD = 2**28  # bytes of one document: it is held in memory several times
@@ -124,4 +125,4 @@ def content(file: Path) -> tuple[bytes, int]:
         length += len(piece)
         if length > MAX_RECORD:
             raise too_long(file, 1)
-    return b"".join(pieces), file.stat().st_size
+    return b"".join(pieces), size_of(file)

@@ -4,7 +4,6 @@ import abc
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -13,6 +12,7 @@ import numpy as np
 
 from rope_study.errors import UserError
 from rope_study.files import atomic
+from rope_study.paths import is_remote, to_path
 
 
 class Tokenizer(abc.ABC):
@@ -173,7 +173,7 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str | os.PathLike):
         """Finds the file, ~ expanded; UserError if there is none."""
         self.name = str(path)
-        self._file = Path(os.path.expanduser(self.name))
+        self._file = to_path(self.name, "tokenizer")
         if not self._file.is_file():
             raise UserError(f"tokenizer {self.name!r} is not a file", "tokenizer")
 
@@ -188,10 +188,16 @@ class FileTokenizer(Tokenizer):
         """Copies the file into a folder as `file_name`."""
         target = folder / self.file_name
         # A run that goes on may be given the copy in its own folder.
-        if not (target.exists() and target.samefile(self._file)):
+        if not _same_file(target, self._file):
             with atomic(target) as part:
-                shutil.copyfile(self._file, part)
+                part.write_bytes(self._file.read_bytes())
         return self.file_name
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    if is_remote(path) or is_remote(other):
+        return str(path) == str(other)
+    return path.exists() and path.samefile(other)
 
 
 def check_unicode(text: str, place: str) -> None:

@@ -15,6 +15,7 @@ from rope_study.data.tokenizers.base import (
 from rope_study.data.tokenizers.words import Words
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
+from rope_study.paths import local_copy
 
 
 class SentencePieceTokenizer(FileTokenizer):
@@ -30,7 +31,8 @@ class SentencePieceTokenizer(FileTokenizer):
         """
         super().__init__(path)
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._file))
+            file = str(local_copy(self._file))
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
