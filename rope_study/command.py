@@ -31,7 +31,7 @@ from rope_study.probes.run import describe
 from rope_study.sharding import ending, preemption
 from rope_study.training import settings
 
-COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings", "plan")
+COMMANDS = ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings", "plan")
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Resolved = TypeVar("Resolved")

@@ -69,6 +69,12 @@ def kind_of(path: Path) -> str | None:
         return None
 
 
+def size_of(file: Path) -> int:
+    """Bytes of a file."""
+    about: Any = file.stat()
+    return about.length if is_remote(file) else about.st_size
+
+
 def _check_installed(scheme: str, argument: str | None) -> None:
     import fsspec
     from fsspec.config import conf

@@ -42,7 +42,7 @@ def study(study: Study) -> dict:
 def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> results.Outcome:
     """Trains, evaluates and probes one encoding with one seed."""
     decoder, params = trainer.train(run, corpus, layout)
-    batches = corpus.held_out_batches(study.evaluate_windows, run.microbatch)
+    batches = corpus.evaluation_batches(study.evaluate_windows, run.microbatch)
     held_out = evaluate(decoder, params, batches)
     usage = _probe_held_out(decoder, params, corpus, study.probe_windows, run.microbatch)
     if sharding.is_main_process():

@@ -15,7 +15,7 @@ def train(study: Study) -> None:
     (run,) = study.runs
     corpus = load_corpus(run.data, progress=sharding.is_main_process())
     decoder, params = trainer.train(run, corpus, sharding.make_layout(study.mesh, study.rules))
-    batches = corpus.held_out_batches(study.evaluate_windows, run.microbatch)
+    batches = corpus.evaluation_batches(study.evaluate_windows, run.microbatch)
     held_out = evaluate(decoder, params, batches)
     if sharding.is_main_process():
         print(f"held-out perplexity {held_out.perplexity:.4f}, loss {held_out.loss:.4f} nats/token")

@@ -25,15 +25,16 @@ OPENERS: dict[str, Callable[..., Any]] = {
 JSON_LINES = [".jsonl", ".ndjson", ".jsonlines"]
 JSON_ENDINGS = [*JSON_LINES, ".json"]
 TABLES = [".csv", ".tsv"]
+PREPARE = "make a store of it with `python -m rope_study.prepare`"
 WRITE_JSONL = 'write its texts as JSON Lines, {"text": "..."} a line'
 
 # (offset, bytes there): what such a file is, and what helps.
 FORMATS = {
     (0, b"PK\x03\x04"): "a zip archive: unpack it",
     (257, b"ustar"): "a tar archive: unpack it",
-    (0, b"PAR1"): f"Parquet: {WRITE_JSONL}",
-    (0, b"ARROW1"): f"Arrow: {WRITE_JSONL}",
-    (0, b"\xff\xff\xff\xff"): f"Arrow: {WRITE_JSONL}",
+    (0, b"PAR1"): f"Parquet: {PREPARE}",
+    (0, b"ARROW1"): f"Arrow: {PREPARE}",
+    (0, b"\xff\xff\xff\xff"): f"Arrow: {PREPARE}",
     (0, b"\x89HDF"): f"HDF5: {WRITE_JSONL}",
     (0, b"SQLite format 3"): f"a database: {WRITE_JSONL}",
     (0, b"%PDF"): "PDF: convert it to text",

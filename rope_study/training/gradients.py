@@ -27,10 +27,14 @@ def check_rows(batch_size: int, accumulate: int, layout: Layout) -> None:
         )
 
 
+# Windows int32[B, T + 1]; with weights f32[B, T] of their targets where not all count alike.
+Batch = jax.Array | tuple[jax.Array, jax.Array]
+
+
 def loss_and_gradients(
-    decoder: Decoder, params: dict, windows: jax.Array, accumulate: int, shardings: Any
+    decoder: Decoder, params: dict, batch: Batch, accumulate: int, shardings: Any
 ) -> tuple[jax.Array, dict]:
-    """Mean loss of windows int32[B, T + 1] in nats a target, and its gradients in f32.
+    """Mean loss of a batch in nats a target that counts, and its gradients in f32.
 
     Parameters that are split are gathered, and their gradients scattered, once a part, as otherwise
     once a step. Devices that hold the same parameters (along `data`) sum theirs after the last part
@@ -39,22 +43,31 @@ def loss_and_gradients(
     Args:
       decoder: with a layout.
       params: its parameters.
-      windows: split by rows over the devices; each keeps its own in every part.
+      batch: split by rows over the devices; each keeps its own in every part.
       accumulate: how many parts the batch is cut into; see check_rows.
       shardings: of the parameters.
     """
     if accumulate == 1:
-        return _of_rows(decoder, params, windows, windows[:, 1:].size)
-    return _in_parts(decoder, params, windows, accumulate, shardings)
+        return _of_rows(decoder, params, batch, _targets(batch))
+    return _in_parts(decoder, params, batch, accumulate, shardings)
+
+
+def _targets(batch: Batch) -> int | jax.Array:
+    """How many targets count, at least one."""
+    if isinstance(batch, tuple):
+        return jnp.maximum(batch[1].sum(), 1)
+    return batch[:, 1:].size
 
 
 def _of_rows(
-    decoder: Decoder, params: dict, windows: jax.Array, targets: int
+    decoder: Decoder, params: dict, batch: Batch, targets: int | jax.Array
 ) -> tuple[jax.Array, dict]:
     """The summed loss of some rows over the number of all targets, and its gradients."""
 
+    windows, weights = batch if isinstance(batch, tuple) else (batch, None)
+
     def mean_loss(params: dict) -> jax.Array:
-        inputs = windows[:, :-1], windows[:, 1:]
+        inputs = windows[:, :-1], windows[:, 1:], weights
         total: Any = decoder.apply({"params": params}, *inputs, method="loss")
         return total / targets
 
@@ -62,9 +75,9 @@ def _of_rows(
 
 
 def _in_parts(
-    decoder: Decoder, params: dict, windows: jax.Array, accumulate: int, shardings: Any
+    decoder: Decoder, params: dict, batch: Batch, accumulate: int, shardings: Any
 ) -> tuple[jax.Array, dict]:
-    layout, length = decoder.layout, windows.shape[1]
+    layout, targets = decoder.layout, _targets(batch)
     assert layout is not None
     same, others = _along_same_parameters(layout)
     rules = dataclasses.replace(layout.rules, batch=others)
@@ -77,16 +90,21 @@ def _in_parts(
         sharding = NamedSharding(layout.mesh, PartitionSpec(*groups_spec, *spec))
         return jax.lax.with_sharding_constraint(x, sharding)
 
-    def of_part(part: jax.Array) -> tuple[jax.Array, dict]:
-        return _of_rows(group, params, part, windows[:, 1:].size)
+    def of_part(part: Batch) -> tuple[jax.Array, dict]:
+        return _of_rows(group, params, part, targets)
 
     of_groups = jax.vmap(of_part, spmd_axis_name=same) if same else of_part
 
-    def add(sums: tuple, part: jax.Array) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, of_groups(constrain(part, others or None, None))), None
+    def add(sums: tuple, part: Batch) -> tuple[tuple, None]:
+        part = jax.tree.map(lambda rows: constrain(rows, others or None, None), part)
+        return jax.tree.map(jnp.add, sums, of_groups(part)), None
 
     # The rows of a device lie together: neighbours go to different parts.
-    parts = jnp.moveaxis(windows.reshape(*groups, -1, accumulate, length), -2, 0)
+    parts = jax.tree.map(
+        lambda rows: jnp.moveaxis(
+            rows.reshape(*groups, -1, accumulate, rows.shape[1]), -2, 0
+        ), batch,
+    )  # fmt: skip
     zeros = jax.tree.map(
         lambda p, s: constrain(jnp.zeros((*groups, *p.shape), jnp.float32), *s.spec),
         params, shardings,

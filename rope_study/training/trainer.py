@@ -21,7 +21,7 @@ from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
 from rope_study.training import run_folder
-from rope_study.training.gradients import check_rows, loss_and_gradients
+from rope_study.training.gradients import Batch, check_rows, loss_and_gradients
 from rope_study.training.initial import continued
 from rope_study.training.optimizer import make_optimizer
 from rope_study.training.profiling import StepTrace
@@ -71,10 +71,10 @@ class Trainer:
             step=jnp.zeros((), jnp.int32), params=params, opt_state=self.optimizer.init(params)
         )
 
-    def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
-        """One step on windows int32[B, T + 1]."""
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        """One step on a batch."""
         loss, gradients = loss_and_gradients(
-            self.decoder, state.params, windows, self._accumulate, self.shardings.params
+            self.decoder, state.params, batch, self._accumulate, self.shardings.params
         )
         with jax.named_scope("optimizer"):
             gradients = compiler.in_row_major(gradients, self.layout)
@@ -171,11 +171,14 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     """Steps from the newest checkpoint to the last; returns the parameters."""
     batches = corpus.train_batches(run.seed)
 
-    def windows(step: int) -> jax.Array:
-        return trainer.layout.place_rows(
-            lambda start, stop: batches.rows(step, start, stop),
-            (run.data.batch_size, run.data.length + 1),
-        )
+    rows, length = run.data.batch_size, run.data.length
+
+    def batch_of(step: int) -> Batch:
+        place = trainer.layout.place_rows
+        windows = place(lambda start, stop: batches.rows(step, start, stop), (rows, length + 1))
+        if corpus.weigh_train is None:
+            return windows
+        return windows, place(lambda *of: batches.weights(step, *of), (rows, length))
 
     with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
@@ -193,7 +196,7 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
                     raise preemption.Preempted
                 with trace.step(step):
                     with progress.waiting():
-                        batch = windows(step)
+                        batch = batch_of(step)
                     state, metrics = trainer.step(state, batch)
                 trace.after(step, metrics)
                 # Reads the step before this one, so that the device never waits for the host.

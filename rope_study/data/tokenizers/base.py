@@ -117,10 +117,21 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: the text is not valid Unicode, or the tokenizer has neither.
         """
+        return self.as_document(self.encode(text))
+
+    def as_document(self, ids: np.ndarray) -> np.ndarray:
+        """Ids int32[n + 1] of a document from its own; UserError without BOS and EOS."""
         self.check_separator()
-        ids = self.encode(text)
         parts = [ids, [self.eos]] if self.bos is None else [[self.bos], ids]
         return np.concatenate(parts).astype(np.int32)
+
+    @property
+    def separator(self) -> int:
+        """The id that begins documents in a stream, or ends them: BOS or EOS."""
+        self.check_separator()
+        separator = self.eos if self.bos is None else self.bos
+        assert separator is not None
+        return separator
 
     def check_separator(self) -> None:
         """UserError for a tokenizer with neither BOS nor EOS: documents could not be told apart."""

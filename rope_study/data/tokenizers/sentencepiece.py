@@ -12,6 +12,7 @@ from rope_study.data.tokenizers.base import (
     label,
     read_object,
 )
+from rope_study.data.tokenizers.words import Words
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
 from rope_study.paths import local_copy
@@ -36,6 +37,7 @@ class SentencePieceTokenizer(FileTokenizer):
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
             ) from error
+        self._words = Words(self._processor) if Words.apply_to(self._processor) else None
         self.vocab_size = self._processor.vocab_size()
         asked = read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is not False
         bos = self._processor.bos_id()
@@ -55,7 +57,7 @@ class SentencePieceTokenizer(FileTokenizer):
         return super().save(folder)
 
     def _encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        return (self._words or self._processor).encode(text)
 
     def _text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)
