@@ -113,3 +113,16 @@ def test_rows_of_a_part_divide_over_devices(rows, accumulate):
     message = rf"batch_size={rows} is no multiple of .*accumulate={accumulate} times 4 device"
     with pytest.raises(UserError, match=message):
         check_rows(rows, accumulate, sharding.make_layout("fsdp=4,tensor=2"))
+
+
+def test_parts_of_a_batch_count_by_their_targets():
+    """A part with few of them weighs less than one with many."""
+    weights = np.ones((ROWS, LENGTH), np.float32)
+    weights[1::2, 3:] = 0
+    results = []
+    for layout, parts in [(sharding.one_device(), 1), (sharding.make_layout("data=2,fsdp=-1"), 2)]:
+        trainer = make_trainer(layout, parts)
+        batch = layout.place(windows(0)), layout.place(weights)
+        metrics = trainer.step(trainer.init(), batch)[1]
+        results.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    np.testing.assert_allclose(*results, rtol=5e-7)
