@@ -22,6 +22,7 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, attention, fit_layout
 from rope_study.errors import UserError
+from rope_study.files import check_writable
 from rope_study.sharding import Layout, check_same, is_main_process, preemption
 from rope_study.training import run_folder
 from rope_study.training.initial import continued
@@ -154,6 +155,8 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
         )  # fmt: skip
     trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
+        # Every process writes; where one cannot, Orbax lets the others wait for many minutes.
+        check_writable(run.folder / runs.CHECKPOINTS, "workdir")
         if is_main_process():
             runs.write_model(run.folder, run.decoder, corpus.tokenizer)
         return trainer.decoder, _train(run, corpus, trainer)
