@@ -19,6 +19,7 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
+from rope_study.files import check_writable
 from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
 from rope_study.training import run_folder
 from rope_study.training.gradients import Batch, check_rows, loss_and_gradients
@@ -162,6 +163,8 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     check_same({"the text": corpus.fingerprint})
     trainer = make_trainer(run, layout)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
+        # Every process writes; where one cannot, Orbax lets the others wait for many minutes.
+        check_writable(run.folder / runs.CHECKPOINTS, "workdir")
         if is_main_process():
             runs.write_model(run.folder, run.decoder, corpus.tokenizer)
         return trainer.decoder, _train(run, corpus, trainer)
