@@ -21,7 +21,7 @@ from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, compiler, is_main_process
 from rope_study.training import run_folder
-from rope_study.training.gradients import check_rows, loss_and_gradients
+from rope_study.training.gradients import check_batch, loss_and_gradients
 from rope_study.training.initial import continued
 from rope_study.training.optimizer import make_optimizer
 from rope_study.training.profiling import StepTrace
@@ -142,7 +142,7 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       KeyboardInterrupt: as it came, with a note on what is saved.
     """
     layout = fit_layout(run.decoder, layout)
-    check_rows(run.data.batch_size, run.train.accumulate, layout)
+    check_batch(run.data.batch_size, run.data.length, run.train.accumulate, layout)
     trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
