@@ -6,7 +6,6 @@ P per_layer_dim.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp

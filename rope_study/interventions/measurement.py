@@ -21,7 +21,7 @@ from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
 from rope_study.interventions.losses import Options, loss_reader
 from rope_study.probes import datasets
-from rope_study.probes.run import describe, exact_einsum, fill_batch, in_f32
+from rope_study.probes.run import but_first, describe, exact_einsum, fill_batch, in_f32
 from rope_study.sharding import Layout, compiler
 from rope_study.training.evaluate import mean_and_error
 
@@ -196,7 +196,7 @@ def _compiled_patterns(config: DecoderConfig, layout: Layout, options: Options) 
 def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
     """Of rows 2b, plain, and 2b + 1, edited: sums over queries, f32[2, N] of each of PATTERNS,
     f32[N] of total variation."""
-    counted = weights.at[:, 0].set(0)
+    counted = but_first(weights)
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:
         w = counted[:, queries]

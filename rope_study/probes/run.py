@@ -185,6 +185,14 @@ def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
 exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
+def but_first(weights: Array) -> Array:
+    """Weights f32[B, T], 0 for the first token, which is apart: a sink, or with nothing to read.
+
+    By a mask: where devices share the length, XLA writes weights.at[:, 0].set(0) wrongly (0.10).
+    """
+    return weights * (jnp.arange(weights.shape[1]) > 0)
+
+
 def sum_tokens(values: Array, weights: Array) -> Array:
     """Weighted sum over tokens in f32: values [B, T, ...], weights f32[B, T] -> [...].
 

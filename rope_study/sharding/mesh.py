@@ -92,7 +92,11 @@ class Layout:
         uneven = {axis: () for axis, size in sizes.items() if size % self.shards(axis)}
         if not uneven:
             return self
-        return dataclasses.replace(self, rules=dataclasses.replace(self.rules, **uneven))
+        return self.with_rules(**uneven)
+
+    def with_rules(self, **rules: MeshAxes) -> "Layout":
+        """The same with these rules: length=()."""
+        return dataclasses.replace(self, rules=dataclasses.replace(self.rules, **rules))
 
     def tree(self, boxed_tree):
         """Shardings for a tree whose arrays Flax boxed with logical axis names (the rest whole)."""

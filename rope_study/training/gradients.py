@@ -74,8 +74,7 @@ def _in_parts(
     layout, length = decoder.layout, windows.shape[1]
     assert layout is not None
     same, others = _along_same_parameters(layout)
-    rules = dataclasses.replace(layout.rules, batch=others)
-    group = Decoder(decoder.config, dataclasses.replace(layout, rules=rules))
+    group = Decoder(decoder.config, layout.with_rules(batch=others))
     # A dimension for the groups of devices that have sums of their own, where there are several.
     groups = (math.prod(layout.mesh.shape[axis] for axis in same),) if same else ()
     groups_spec = (same,) if same else ()

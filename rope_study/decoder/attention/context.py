@@ -1,6 +1,6 @@
 """The reference on devices that share the length of a text: its own queries, and the keys of all.
 
-Keys are gathered, not passed round a ring: results/context_axis.txt. B batch, T queries, S keys,
+Keys are gathered, not passed round a ring (results/context_axis.txt). B batch, T queries, S keys,
 N query heads, K key/value heads, H head_dim.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_study.decoder.attention import reference
 from rope_study.decoder.attention_scores import ScoreInputs
@@ -20,11 +20,11 @@ from rope_study.decoder.hooks import SumOverWeights
 from rope_study.sharding import Layout
 
 Array = jax.Array
-Keys = Mapping[str, Array]
+Keys = Mapping[str, Array]  # "k", "v" [B, S, K, H] and what the score function keeps [B, S, ...]
 
-# (queries [B, t, N, H], the keys that they read, what a score function reads, int[t] the places of
-# these queries among the keys or None for 0..t-1) -> something.
-OfQueries = Callable[[Array, Keys, ScoreInputs | None, Array | None], Any]
+# Queries [B, t, N, H], keys, what the score function reads of these queries, their places among the
+# keys int[t] (0..t-1 where None), and more -> what they give.
+OfQueries = Callable[..., Array]
 
 
 def attend(
@@ -37,11 +37,22 @@ def attend(
 ) -> Array:
     """A layer's attention by reference.attend: [B, T, N, H]; arguments as backends.attend_by."""
 
-    def attend(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array | None) -> Array:
-        softmax = _softmax(spec, inputs)
+    def run(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array | None) -> Array:
+        softmax = _softmax(spec, inputs, keys)
         return reference.attend(q, keys["k"], keys["v"], spec.window, spec.chunk, softmax, rows)
 
-    return _by_device(attend, layout, q, keys, inputs, rows)
+    split = _split(layout, q, rows)
+    if split is None:
+        return run(q, keys, inputs, rows)
+
+    @jax.checkpoint  # or the gathered keys of every layer would be kept for the backward pass
+    def of_device(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array) -> Array:
+        axes = split.rules.length
+        gather = functools.partial(jax.lax.all_gather, axis_name=axes, axis=1, tiled=True)
+        return run(q, jax.tree.map(gather, keys), inputs, rows)
+
+    by_token = PartitionSpec(None, split.rules.length)
+    return _by_device(of_device, split, inputs, by_token, by_token)(q, keys)
 
 
 def weight_sums(
@@ -52,80 +63,104 @@ def weight_sums(
     inputs: ScoreInputs | None,
     rows: Array | None,
 ) -> SumOverWeights:
-    """The layer's attention weights as a function that sums over them; arguments as `attend`."""
+    """The layer's attention weights as a function that sums over them; arguments as `attend`.
+
+    Where devices share the length, a block is one of each device's queries.
+    """
+
+    def weights_of(
+        q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array, queries: Array
+    ) -> Array:
+        softmax, block = _softmax(spec, inputs, keys), jnp.take(q, queries, axis=1)
+        return reference.probabilities(
+            block, keys["k"], spec.window, spec.chunk, softmax, rows[queries], queries
+        )
 
     def sum_over_weights(reduce: Callable[[Array, Array], Any]) -> Any:
-        def sums(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array | None) -> Any:
-            places = jnp.arange(q.shape[1]) if rows is None else rows
-            softmax = _softmax(spec, inputs)
+        T, S = q.shape[1], keys["k"].shape[1]
+        split = _split(layout, q, rows)
+        if split is None:
+            places = jnp.arange(T) if rows is None else rows
+            weights = functools.partial(weights_of, q, keys, inputs, places)
+            return reference.sum_over_queries(lambda at: reduce(weights(at), at), T, S)
 
-            def of_block(queries: Array) -> Any:
-                block, at = jnp.take(q, queries, axis=1), places[queries]
-                weights = reference.probabilities(
-                    block, keys["k"], spec.window, spec.chunk, softmax, at, queries
-                )
-                return reduce(weights, at)
+        parts, axes = split.shards("length"), split.rules.length
+        whole, by_query = PartitionSpec(), PartitionSpec(None, None, axes)
+        by_device = _by_device(weights_of, split, inputs, whole, by_query)
+        gathered = jax.tree.map(functools.partial(_gathered, layout=split), keys)
 
-            return reference.sum_over_queries(of_block, q.shape[1], keys["k"].shape[1])
+        def of_block(queries: Array) -> Any:
+            places = jnp.arange(parts)[:, None] * (T // parts) + queries
+            return reduce(by_device(q, gathered, queries), places.ravel())
 
-        return _by_device(sums, layout, q, keys, inputs, rows, summed=True)
+        return reference.sum_over_queries(of_block, T // parts, S)
 
     return sum_over_weights
 
 
-def _softmax(spec: LayerSpec, inputs: ScoreInputs | None) -> reference.Softmax | None:
-    """What the layer's score function makes of logits; None where it has none."""
-    if inputs is None or spec.score_function is None:
-        return None
+def _softmax(spec: LayerSpec, inputs: ScoreInputs | None, keys: Keys) -> reference.Softmax | None:
+    """What the layer's score function makes of logits on these keys; None where it has none."""
     score_function = spec.score_function
+    if inputs is None or score_function is None:
+        return None
+    inputs = dataclasses.replace(inputs, keys=keys)
     return lambda logits, mask, queries: score_function.weights(logits, mask, inputs.of(queries))
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def _split(layout: Layout | None, q: Array, rows: Array | None) -> Layout | None:
+    """The layout, if its devices share the length of q[B, T, N, H], which follows no cache."""
+    if layout is None or rows is not None:
+        return None
+    layout = layout.whole_where_uneven(length=q.shape[1])
+    return layout if layout.shards("length") > 1 else None
 
 
 def _by_device(
     run: OfQueries,
-    layout: Layout | None,
-    q: Array,
-    keys: Keys,
+    layout: Layout,
     inputs: ScoreInputs | None,
-    rows: Array | None,
-    summed: bool = False,
-) -> Any:
-    """run(q, keys, inputs, rows), by every device for its part of the length where it is split.
+    of_keys: PartitionSpec,
+    of_result: PartitionSpec,
+) -> Callable[..., Array]:
+    """(q, keys, more) -> run(q, keys, inputs, rows, more), each device with its own queries.
 
     Left to the compiler, every device would run the blocks of all queries one after the other.
 
     Args:
-      summed: whether the result sums over queries; else it is [B, t, ...].
+      of_keys, of_result: how devices share the keys and the result; `more` is whole on all.
     """
-    T = q.shape[1]
-    layout = None if layout is None else layout.whole_where_uneven(length=T)
-    if rows is not None or layout is None or layout.shards("length") == 1:
-        return run(q, keys, inputs, rows)
     axes = layout.rules.length
-
-    # Otherwise the backward pass would find the gathered keys of every layer in memory.
-    @jax.checkpoint
-    def of_device(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array) -> Any:
-        gather = functools.partial(jax.lax.all_gather, axis_name=axes, axis=1, tiled=True)
-        keys = jax.tree.map(gather, keys)
-        if inputs is not None:
-            inputs = dataclasses.replace(inputs, keys=keys)
-        result = run(q, keys, inputs, rows)
-        return jax.lax.psum(result, axes) if summed else result
-
-    keys = {name: key[:, :T] for name, key in keys.items()}  # without a cache's room for more
     by_token, by_place, whole = PartitionSpec(None, axes), PartitionSpec(axes), PartitionSpec()
-    of_inputs = None
+    of_inputs: Any = None
     if inputs is not None:
-        inputs = dataclasses.replace(inputs, keys={})
-        of_inputs = ScoreInputs(by_token, by_token, by_token, by_place, whole, inputs.rotary, whole)
-    # Rows and heads stay with the compiler, as everywhere else.
-    left = set(layout.rules.batch + layout.rules.heads + layout.rules.kv_heads)
-    return jax.shard_map(
-        of_device,
-        mesh=layout.mesh,
-        in_specs=(by_token, by_token, of_inputs, by_place),
-        out_specs=whole if summed else by_token,
-        axis_names=set(layout.mesh.axis_names) - left | set(axes),
-        check_vma=False,
-    )(q, keys, inputs, jnp.arange(T))
+        specs: Any = by_token, by_token, by_token, by_place, {}, inputs.rotary, whole
+        inputs, of_inputs = dataclasses.replace(inputs, keys={}), ScoreInputs(*specs)
+
+    def on_devices(q: Array, keys: Keys, *more: Array) -> Array:
+        T = q.shape[1]
+        text = {name: key[:, :T] for name, key in keys.items()}  # a cache has room for more
+        return jax.shard_map(
+            run,
+            mesh=layout.mesh,
+            in_specs=(by_token, of_keys, of_inputs, by_place, *[whole] * len(more)),
+            out_specs=of_result,
+            # Rows and heads stay with the compiler, as where the length is not split.
+            axis_names={*layout.mesh.axis_names} - _of_rows_and_heads(layout) | {*axes},
+            check_vma=False,
+        )(q, text, inputs, jnp.arange(T), *more)
+
+    return on_devices
+
+
+def _of_rows_and_heads(layout: Layout) -> set[str]:
+    return {*layout.rules.batch, *layout.rules.heads, *layout.rules.kv_heads}
+
+
+def _gathered(keys: Array, layout: Layout) -> Array:
+    """keys[B, S, ...] of the whole text on every device, rows and heads split as they are."""
+    free = PartitionSpec.UNCONSTRAINED
+    spec = PartitionSpec(free, None, *[free] * (keys.ndim - 2))
+    return jax.lax.with_sharding_constraint(keys, NamedSharding(layout.mesh, spec))
