@@ -95,9 +95,11 @@ def generate_tokens(
     if not lengths.min() > 0:
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
     check_length(decoder.config, int(lengths.max()) + tokens)
-    layout = decoder.layout or sharding.one_device()
+    # A cache is whole on every device, and so is the text.
+    layout = (decoder.layout or sharding.one_device()).with_rules(length=())
     rows = layout.fill(B)
-    decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), decoder.layout)
+    whole = layout if decoder.layout else None
+    decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), whole)
     options = compiler.lean_options(params, layout)
     generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows], jnp.int32),
