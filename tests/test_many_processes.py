@@ -19,8 +19,8 @@ from rope_study import checkpoints, train
 STEPS = 120
 ROWS = 8  # of a batch, as tiny_config.py has it
 CONFIG = "tests/tiny_config.py"
-# Measured over 120 steps: 1.1e-5 between 1, 2, 4 and 8 devices.
-TOLERANCE = 4e-5
+# Of losses over 120 steps, between one device and 2, 4 and 8 of several processes: 5.3e-7 measured.
+TOLERANCE = 1.5e-6
 
 
 class Processes:
@@ -153,10 +153,6 @@ def test_what_several_processes_saved_goes_on_on_any_devices(killed, whole, text
     assert not run_command(train.main, *settings(one, texts))
     assert eight.wait(timeout=240) == 0, eight.communicate()
     for path in (one, folder):
-        print(
-            np.abs(losses(path) / losses(whole) - 1).max(),
-            np.abs(losses(path) - losses(whole)).max(),
-        )
         np.testing.assert_allclose(losses(path), losses(whole), rtol=TOLERANCE)
 
 
@@ -172,7 +168,7 @@ def test_every_command_works_and_writes_once(tmp_path, texts):
     assert errors[1].splitlines()[-1].startswith(gone), errors[1]
     study = tmp_path / "study"
     assert {"results.json", "report.html", "figures"} <= {path.name for path in study.iterdir()}
-    assert xarray.load_dataset(tmp_path / "probe" / "frequency_usage.nc").tokens == 24
+    assert xarray.load_dataset(tmp_path / "probe" / "frequency_usage.nc").tokens == 22  # and BOS
     exported, params = checkpoints.load(tmp_path / "export", dtype="float32")
     logits = [np.load(tmp_path / f"logits_{i}.npy") for i in range(2)]
     np.testing.assert_array_equal(*logits)

@@ -10,7 +10,7 @@ import pytest
 
 from rope_study import sharding
 from rope_study.errors import UserError
-from rope_study.sharding import ending, processes
+from rope_study.sharding import ending, preemption, processes
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
 JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
@@ -128,6 +128,15 @@ def test_settings_that_differ_are_named(monkeypatch):
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     with pytest.raises(UserError, match=r"^steps is 6 on process 2 and 5 on process 0: start"):
         sharding.check_same({})
+
+
+def test_a_notice_of_preemption_waits_for_the_end_of_a_step_where_there_are_steps():
+    assert not preemption.give()
+    with preemption.awaited():
+        assert not preemption.asked()
+        assert preemption.give() and preemption.asked()
+    with preemption.awaited():  # another run
+        assert not preemption.asked()
 
 
 # --- how all end ------------------------------------------------------------------------------

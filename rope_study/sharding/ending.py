@@ -50,11 +50,9 @@ def begin() -> None:
     """Watches over the processes from now on; does nothing where there is one."""
     global _watch
     state = distributed.global_state
-    if state.client is not None and state.num_processes > 1 and _watch is None:
-        assert state.coordinator_address is not None  # as there is a client
-        _watch = _Watch(
-            state.client, state.process_id, state.num_processes, state.coordinator_address
-        )
+    if state.num_processes > 1 and _watch is None:
+        store = str(state.coordinator_address)
+        _watch = _Watch(state.client, state.process_id, state.num_processes, store)
         atexit.register(_watch.stop)
 
 
