@@ -1,16 +1,18 @@
 """Batches: a flat stream of tokens in windows, and rows that are a function of (seed, step)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from rope_study.checks import checked
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 
 
-def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
+@checked
+def tokenize(documents: Sequence[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
     """One flat stream of all documents in order, with a progress bar or not.
 
     Each begins with BOS; for a model without one each ends with EOS.
@@ -40,6 +42,8 @@ class Windows:
     def __init__(self, tokens: np.ndarray, length: int, bos: int | None):
         """Of tokens uint[n] from `tokenize`; UserError for a wrong length."""
         check_integer("length", length)
+        if np.ndim(tokens) != 1 or np.asarray(tokens).dtype.kind not in "iu":
+            raise UserError("tokens must be one stream of ids, uint[n]", "tokens")
         self._tokens, self._length, self._bos = tokens, length, bos
 
     def __len__(self) -> int:
@@ -98,7 +102,8 @@ class TrainBatches:
         Raises:
           UserError: step is negative, or the rows are none or outside the batch.
         """
-        if step < 0 or not 0 <= start < stop <= self._batch_size:
+        whole = all(isinstance(number, int | np.integer) for number in (step, start, stop))
+        if not whole or step < 0 or not 0 <= start < stop <= self._batch_size:
             raise UserError(
                 f"rows {start}:{stop} of step {step}: steps count from 0, and rows are at least"
                 f" one of 0:{self._batch_size}",

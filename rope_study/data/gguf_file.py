@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 
 ENDING = ".gguf"
 
@@ -65,7 +66,7 @@ class GGUFFile:
 
 def find(path: str | os.PathLike) -> Path:
     """The file at a path, or the only one in a folder; UserError for none or several."""
-    path = Path(path).expanduser()
+    path = to_path(path)
     if not path.is_dir():
         if not path.is_file():
             raise UserError(f"{path} does not exist: give a {ENDING} file")

@@ -10,19 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
+from rope_study.checks import checked
 from rope_study.decoder import (
     Decoder,
     DecoderConfig,
     Edit,
     Probe,
     check_length,
-    check_tokens,
+    check_params,
+    each_batch,
+    layout_of,
     variants,
 )
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
+from rope_study.paths import to_path
 from rope_study.probes import datasets
-from rope_study.sharding import Layout, compiler, one_device
+from rope_study.sharding import Layout, compiler
 
 Array = jax.Array
 
@@ -52,14 +56,14 @@ def run(
 
     Raises:
       UserError: what is no probe, no batches or only padding, or texts that decoder.inputs
-        refuses: ids that the model does not have, padding on the left, no BOS where it needs it.
+        refuses: ids that the model does not have, padding on the left, no BOS where it needs it; or
+        parameters of another decoder.
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
     config = decoder.config.reference_f32()
     totals, count, context = None, 0, 0
-    for tokens, weights in batches:
-        check_tokens(config, tokens, weights)
+    for tokens, weights in each_batch(config, batches):
         if tokens.shape[1] > context:
             check_length(config, tokens.shape[1])
         tokens, weights = fill_rows(layout, tokens, weights)
@@ -88,7 +92,7 @@ def compiled(
 
     Of `params` only the types are read.
     """
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     options = compiler.reading_options(params, layout)
     return layout, _jitted(probed.config, layout, tuple(probes), edit, tuple(options.items()))
 
@@ -126,13 +130,14 @@ def describe(config: DecoderConfig) -> str:
     return shape if config.source is None else f"{config.source}, {shape}"
 
 
+@checked
 def save(dataset: xarray.Dataset, path: str | Path) -> None:
     """Writes NetCDF (.nc) or Zarr (.zarr), whichever the path ends in, whole or not at all.
 
     Raises:
       UserError: another ending, a folder that is no Zarr store, or a place that cannot be written.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "path")
     # Of Zarr format 3 consolidated metadata is no part yet: writing or reading it would warn.
     to_zarr = functools.partial(dataset.to_zarr, zarr_format=2)
     write = {".nc": dataset.to_netcdf, ".zarr": to_zarr}.get(path.suffix)
@@ -151,6 +156,8 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
 
 def _check(probes: Sequence[Probe]) -> list[Callable]:
     """What makes each probe's dataset of its sums; UserError where it is none or has none."""
+    if not isinstance(probes, list | tuple) or not probes:
+        raise UserError(f"probes={probes!r} must be a list of probes, at least one", "probes")
     for probe in probes:
         if not isinstance(probe, Probe):
             name = getattr(probe, "__name__", probe)
@@ -165,9 +172,14 @@ def _check(probes: Sequence[Probe]) -> list[Callable]:
     return finalizers
 
 
-def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
-    """The decoder as probes run it, f32 on the reference backend, and the layout it has then."""
-    layout = decoder.layout or one_device()
+def in_f32(decoder: Decoder, params: Any) -> tuple[Decoder, Layout]:
+    """The decoder as probes run it, f32 on the reference backend, and the layout it has then.
+
+    Raises:
+      UserError: the parameters are of another decoder.
+    """
+    check_params(decoder.config, params)
+    layout = layout_of(decoder)
     return Decoder(decoder.config.reference_f32(), layout), layout
 
 

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
+from rope_study.paths import to_path
 
 METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 
@@ -37,7 +38,7 @@ class OrbaxTree:
         Raises:
           UserError: there is none, or several, or it cannot be read.
         """
-        self.folder = _checkpoint_folder(Path(path).expanduser())
+        self.folder = _checkpoint_folder(to_path(path, "checkpoint"))
         self._last: tuple[str, np.ndarray] | None = None  # the array that was read last
         with ocp.PyTreeCheckpointer() as checkpointer:
             # Orbax logs what is wrong with the file and gives None.
@@ -106,7 +107,7 @@ class OrbaxTree:
 
 def is_orbax(path: str | os.PathLike) -> bool:
     """Whether there is an Orbax checkpoint at the path or up to two folders below it."""
-    return bool(_candidates(Path(path).expanduser()))
+    return bool(_candidates(to_path(path)))
 
 
 def _checkpoint_folder(path: Path) -> Path:

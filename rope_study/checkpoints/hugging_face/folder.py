@@ -19,6 +19,7 @@ from rope_study.checkpoints.weight_map import (
 )
 from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary, L layers,
 # P per_layer_dim.
@@ -72,7 +73,7 @@ def open_checkpoint(folder: str | os.PathLike) -> OpenCheckpoint:
     Raises:
       UserError: an unsupported model, or files that are missing, damaged or not safetensors.
     """
-    folder = Path(folder).expanduser()
+    folder = to_path(folder, "checkpoint")
     kind, fields, wrapped = read_fields(folder)
     config = decoder_config(kind, fields, str(folder / "config.json"))
     files = TensorFiles(folder)

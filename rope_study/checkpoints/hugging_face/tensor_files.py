@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
+from rope_study.paths import to_path
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -63,7 +64,7 @@ class TensorFiles:
           UserError: nothing of that kind there, a file missing, cut off or corrupt, or an index
             that does not agree with its shards.
         """
-        self._path = Path(path).expanduser()
+        self._path = to_path(path)
         self._tensors = _read_headers(self._path)
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 
 HEADER = struct.Struct("<7i")
 MAGIC = 0x616B3432  # begins the files of later versions, "24ka" in bytes
@@ -69,7 +70,7 @@ def read(path: str | os.PathLike) -> tuple[Header, dict[str, np.ndarray]]:
     Raises:
       UserError: no such file, a header that no model has, or a size that is not the header's.
     """
-    file = Path(path).expanduser()
+    file = to_path(path)
     if not file.is_file():
         raise UserError(f"{file} is not a file: give the path of a model.bin of llama2.c")
     header = _read_header(file)

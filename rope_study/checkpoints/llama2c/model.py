@@ -14,6 +14,7 @@ from rope_study.checkpoints.weight_map import (
     make_weight_map,
 )
 from rope_study.decoder import DecoderConfig
+from rope_study.paths import to_path
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
 TOP = {
@@ -60,7 +61,7 @@ def open_checkpoint(path: str | os.PathLike) -> OpenCheckpoint:
     Raises:
       UserError: not a file of llama2.c, or cut off.
     """
-    path = Path(path).expanduser()
+    path = to_path(path, "checkpoint")
     header, arrays = file.read(path)
     config = DecoderConfig(
         vocab_size=header.vocab_size,

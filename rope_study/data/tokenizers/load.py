@@ -10,6 +10,7 @@ from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
 from rope_study.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from rope_study.errors import UserError, nearest
+from rope_study.paths import to_path
 
 # What a folder is searched for, in this order.
 IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin", "*.gguf")
@@ -37,8 +38,8 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = Path(os.path.expanduser(str(spec)))
-    if path.is_dir() and spec != "":
+    path = to_path(spec, "tokenizer")
+    if path.is_dir():
         if (richer := _richer(path)) is not None:
             return richer
         path = spec = _find_in(path)
