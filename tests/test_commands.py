@@ -24,7 +24,7 @@ WRONG = {
     "range": ("--config.train.steps=0", r"steps=0 must be at least 1; set config\.train\.steps"),
     "windows": ("--config.probe.windows=0", r"at least 1; set config\.probe\.windows$"),
     "rate": ("--config.train.learning_rate=-1.", r"learning_rate=-1\.0 must be a positive"),
-    "length": ("--config.data.length=1", r"length=1.*set config\.data\.length"),
+    "length": ("--config.data.length=1", r"length=1.*set config\.data\.length$"),
     "mesh": ("--config.mesh=fsdp=5", r"does not fit 1 device.*set config\.mesh"),
     "rules": ("--config.rules.embed=fsd", r"rules\.embed='fsd'.*set config\.rules\.embed"),
     "one axis twice": ("--config.rules.mlp=fsdp", r"twice over the same.*set config\.rules\.mlp"),

@@ -184,14 +184,18 @@ def test_fingerprint_sees_text_order_boundaries_and_sides():
         ("h.json", '{"name": "x"}', "h.json', item 1: .*KeyError: 'text'"),
         ("deep.jsonl", "[" * 100_000, "deep.jsonl', line 1: not of the form"),
         ("table.csv", "text\nx", "table.csv' is a table: write its texts as JSON Lines"),
-        ("table.tsv.gz", gzip.compress(b"text"), "table.tsv.gz' is a table"),
+        ("table.tsv.gz", gzip.compress(b"text", mtime=0), "table.tsv.gz' is a table"),
         ("a.zip", b"PK\x03\x04 rest", "a.zip' is no text but a zip archive: unpack it"),
         ("a.parquet", b"PAR1 rest", "a.parquet' is no text but Parquet: write its texts as JSON"),
         ("a.arrow", b"ARROW1 rest", "a.arrow' is no text but Arrow: write its texts"),
         ("b.arrow", b"\xff\xff\xff\xff rest", "b.arrow' is no text but Arrow"),
-        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar"), "a.tar.gz' is no text but a tar"),
+        (
+            "a.tar.gz",
+            gzip.compress(b"\0" * 257 + b"ustar", mtime=0),
+            "a.tar.gz' is no text but a tar",
+        ),
         ("a.jsonl.z", zstd.compress(b"x"), "compressed by zstd: let its name end in .zst"),
-        ("a.txt", gzip.compress(b"x"), "compressed by gzip: let its name end in .gz"),
+        ("a.txt", gzip.compress(b"x", mtime=0), "compressed by gzip: let its name end in .gz"),
         ("wide.txt", "text".encode("utf-16"), "UTF-16: convert it to UTF-8"),
         ("cut.txt.zst", zstd.compress(b"text" * 99)[:-9], "cut.txt.zst' cannot be read"),
     ],
@@ -395,7 +399,7 @@ def test_settings_refuse_numbers_out_of_range(argument, value):
     refuse(argument, f"^{argument}={value!r} must be", data.DataSettings, **SETTINGS | changes)
 
 
-def test_corpus_refuses_before_anything_is_written(tmp_path):
+def test_corpus_refuses_what_does_not_fill_a_batch_or_a_window(tmp_path):
     path = write_corpus(tmp_path)
     refuse("path", "one batch needs 4000", load_corpus, path, batch_size=500)
     refuse("held_out", "one window needs 300", load_corpus, path, length=300, batch_size=1)
