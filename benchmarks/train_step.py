@@ -21,6 +21,7 @@ import optax
 
 from rope_study import sharding
 from rope_study.decoder import Decoder, attention, loss, presets
+from rope_study.decoder.attention import cudnn
 from rope_study.decoder.flops import train_flops
 from rope_study.training import settings
 from rope_study.training.trainer import Trainer
@@ -37,10 +38,12 @@ def full_logits(x, embedding, targets, weights, layout=None, chunk=None, cap=Non
     return jnp.sum(losses * weights)
 
 
-def measure(c, batch: int, length: int, steps: int) -> dict:
+def measure(c, batch: int, length: int, steps: int, accumulate: int) -> dict:
     """Median seconds of a step, device memory and the last loss."""
     decoder = Decoder(c, sharding.one_device())
-    trainer = Trainer(decoder, settings.resolve(settings.default()).runs[0].train, seed=0)
+    config = settings.default()
+    config.train.accumulate = accumulate
+    trainer = Trainer(decoder, settings.TrainSettings(**config.train.to_dict()), seed=0)
     rng = np.random.default_rng(0)
     windows = [
         decoder.layout.place(rng.integers(0, 250_000 % c.vocab_size, (batch, length + 1), np.int32))
@@ -72,14 +75,14 @@ def attention_error() -> float:
     error = 0.0
     for window in (None, 100):
         exact = attention.attend(*(a.astype(jnp.float32) for a in (q, k, v)), window)
-        got = attention.attend(q, k, v, window, "cudnn").astype(jnp.float32)
+        got = cudnn.attend(q, k, v, window).astype(jnp.float32)
         error = max(error, float(jnp.linalg.norm(got - exact) / jnp.linalg.norm(exact)))
     return error
 
 
-def variants(base, cudnn: bool) -> list[tuple[str, object, object]]:
+def variants(base, gpu: bool) -> list[tuple[str, object, object]]:
     """(name, configuration, loss): each row changes one thing."""
-    backend = "cudnn" if cudnn else "reference"
+    backend = "cudnn" if gpu else "reference"
     change = dataclasses.replace
     saving = change(base, attention=backend, remat="full", scan=True)
     unrolled = change(base, attention=backend, remat="none", scan=False)
@@ -92,7 +95,7 @@ def variants(base, cudnn: bool) -> list[tuple[str, object, object]]:
     ]
     reference = change(saving, attention="reference")
     return [("reference attention, scan, remat full, all logits", reference, full_logits)] * (
-        cudnn
+        gpu
     ) + rows
 
 
@@ -103,25 +106,26 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="tokens a sequence")
     parser.add_argument("--batch", type=int, default=8, help="sequences a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps a variant")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset's")
     args = parser.parse_args()
     base = presets.PRESETS.make(args.preset)
     base = dataclasses.replace(base, layers=args.layers or base.layers)
     device = jax.devices()[0]
-    cudnn = device.platform == "gpu"
+    gpu = device.platform == "gpu"
     print(
         f"{args.preset}, {base.layers} layers, {args.batch} x {args.length}, {device.device_kind}"
     )
-    if cudnn:
+    if gpu:
         print(f"cuDNN attention against f32 reference: relative error {attention_error():.1e}")
     flops = train_flops(base, args.batch, args.length)
     print(f"{'variant':<50} {'s/step':>7} {'tokens/s':>9} {'TFLOP/s':>8} {'GiB':>6} "
           f"{'compile s':>9} {'loss':>8} {'speed':>6}")  # fmt: skip
     first = None
-    for name, c, cross_entropy in variants(base, cudnn):
+    for name, c, cross_entropy in variants(base, gpu):
         loss.cross_entropy = cross_entropy
         try:
-            row = measure(c, args.batch, args.length, args.steps)
+            row = measure(c, args.batch, args.length, args.steps, args.accumulate)
         except jax.errors.JaxRuntimeError as error:  # out of memory is a result too
             print(f"{name:<50} {str(error).splitlines()[0][:80]}")
             continue

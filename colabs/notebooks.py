@@ -1,7 +1,8 @@
 """Writes the cells that the notebooks share, and runs them with their outputs: make notebooks.
 
-It runs each from top to bottom in the repository's folder, on runs/quickstart, which is trained
-where it is missing. Nothing that changes from run to run is kept: no times, no progress bars.
+It runs each from top to bottom in the repository's folder, on a released model or on
+runs/quickstart; both are made where they are missing. Nothing that changes from run to run is kept:
+no times, no progress bars.
 """
 
 import re
@@ -16,6 +17,7 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9]_*.ipynb"))
 SETUP = (FOLDER.parent / "setup.py").read_text()
 REPOSITORY = re.findall(r'^REPOSITORY = "https://github\.com/(.+)"$', SETUP, re.M)[0]
 FIRST = ("badge", "title", "install", "checkpoint", "model")  # ids of the first cells of each
+BEGIN_RELEASED = ("2_frequency_usage.ipynb", "6_your_model.ipynb")  # with a released model
 METADATA = {
     "colab": {"provenance": []},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -64,6 +66,14 @@ from rope_study.training.quickstart import small_model
 CHECKPOINT = small_model()  # the RoPE decoder of `make study`; trained now where it is missing
 """
 
+RELEASED = """
+# The one cell to change for another model: a path, as in CHECKPOINT = "gemma-7b" for a downloaded
+# folder (Gemma 1 to 4, Llama 3, Mistral, Qwen 3, llama2.c, or a run of this project), or "gemma3".
+from rope_study import checkpoints
+
+CHECKPOINT = checkpoints.fetch("smollm2")  # SmolLM2 135M in 4 bits, 93 MB; needs no account
+"""
+
 MODEL = """
 import rope_study
 
@@ -84,7 +94,7 @@ def shared_cells(name: str) -> dict[str, str]:
     sources = {
         "badge": BADGE.replace("NAME", name),
         "install": INSTALL,
-        "checkpoint": CHECKPOINT,
+        "checkpoint": RELEASED if name in BEGIN_RELEASED else CHECKPOINT,
         "model": MODEL,
         "passages": PASSAGES,
     }

@@ -5,22 +5,14 @@
 Bytes instead of SentencePiece, 1,024 tokens of context instead of 8,192. Minutes on one H200.
 """
 
-from rope_study.training import settings
+from rope_study.training import settings, table2
 
 
 def get_config():
     """The paper's rows, in its order."""
     config = settings.default()
     config.workdir = "runs/table2_small"
-    config.encodings = (
-        "nope",
-        "rope(theta=10_000)",
-        "rope(theta=500_000)",
-        "reversed_p_rope(p=0.75)",
-        "partial_rope(p=0.75)",
-        "p_rope(p=0.25)",
-        "p_rope(p=0.75)",
-    )
+    config.encodings = table2.ENCODINGS
     config.data.length = 1024
     config.data.batch_size = 32
     config.model.d_model = 512

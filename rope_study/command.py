@@ -1,7 +1,8 @@
 """What the commands share: flags and their help, and every end that is not the wanted one.
 
 Wrong input, and what the system refuses, is one line and exit status 2; Ctrl-C and SIGTERM are one
-line that says what is saved, and 130 or 143. `rope-study study ...` is
+line that says what is saved, and 130 or 143; training saves at SIGTERM, and ends with 0. Several
+processes end together, with one line and one status. `rope-study study ...` is
 `python -m rope_study.study ...`. Importing a command defines no flag.
 """
 
@@ -13,21 +14,24 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder, check_vocabulary
+from rope_study.decoder import Decoder, attention, check_vocabulary
 from rope_study.errors import UserError, join, nearest
 from rope_study.probes.run import describe
+from rope_study.sharding import ending, preemption
 from rope_study.training import settings
 
-COMMANDS = ("study", "train", "evaluate", "probe", "generate", "encodings")
+COMMANDS = ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings", "plan")
 HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 Resolved = TypeVar("Resolved")
@@ -56,17 +60,22 @@ def main() -> None:
 
 
 def run_config(
-    run: Callable[[Resolved], Any], resolve: Callable[[Any], Resolved], about: str | None
+    run: Callable[[Resolved], Any],
+    resolve: Callable[[Any], Resolved],
+    about: str | None,
+    define_flags: Callable[[], None] = lambda: None,
 ) -> None:
-    """Parses --config, resolves it and calls run; does not return.
+    """Parses --config, resolves it and calls run, which trains; does not return.
 
     Args:
       run: what the command does.
       resolve: the configuration's plain values; a UserError of it ends the command.
       about: the help text, usually the module's docstring.
+      define_flags: defines what the command has beside --config.
     """
     before = set(flags.FLAGS)
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    define_flags()
     config = config_flags.DEFINE_config_file(
         "config",
         default=None,
@@ -80,15 +89,18 @@ def run_config(
         return config.value.copy_and_resolve_references()  # raises what loading the file raised
 
     def start() -> Any:
+        sharding.check_same({f"config.{path}": value for path, value in _leaves(config.value)})
         return run(resolve(config.value))
 
     def remedy(argument: str) -> str | None:
-        return _config_setting(config.value, argument)
+        by_flag = f"set --{argument}" if argument in set(flags.FLAGS) - before else None
+        return by_flag or _config_setting(config.value, argument)
 
     new = set(flags.FLAGS) - before
     fields = "Fields of a configuration with their defaults:"
     saved = "what was saved stays; the same command goes on from there"
-    _run(start, prepare, remedy, lambda: f"{_help(about, new)}\n{fields}\n{_fields()}", saved)
+    help_text = lambda: f"{_help(about, new)}\n{fields}\n{_fields()}"  # noqa: E731
+    _run(start, prepare, remedy, help_text, saved, trains=True)
 
 
 def run_flags(
@@ -113,8 +125,12 @@ def run_flags(
         by_flag = f"set --{argument}" if argument in flags.FLAGS else None
         return (remedies or {}).get(argument, by_flag)
 
+    def start() -> Any:
+        sharding.check_same({f"--{name}": flags.FLAGS[name].value for name in new})
+        return run()
+
     new = set(flags.FLAGS) - before
-    _run(run, lambda: None, remedy, lambda: _help(about, new), "nothing was written")
+    _run(start, lambda: None, remedy, lambda: _help(about, new), "nothing was written")
 
 
 def define_model_flags() -> None:
@@ -145,7 +161,8 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     check_vocabulary(decoder.config, tokenizer)
     if sharding.is_main_process():
         about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
-        print(f"{f.checkpoint}: {about}", file=sys.stderr)
+        backends = attention.in_words(decoder.config, decoder.layout)
+        print(f"{f.checkpoint}: {about}; {backends}", file=sys.stderr)
     return decoder, params, tokenizer
 
 
@@ -159,7 +176,8 @@ def trained_length(decoder: Decoder) -> str:
 def finish_first() -> Iterator[Callable[[], bool]]:
     """Signals only make what is given say True, so that work can end in order; a second one stops.
 
-    What was begun is finished, and then the command ends as by the signal.
+    What was begun is finished, and then the command ends as by the signal. Every process has to ask
+    as often as the others; where one was told to stop, all are.
     """
     numbers: list[int] = []
 
@@ -168,9 +186,15 @@ def finish_first() -> Iterator[Callable[[], bool]]:
         _on_signals(_stop)
         print("\nstopping after this batch; once more: at once", file=sys.stderr)
 
+    def stopped() -> bool:
+        told = sharding.largest(numbers[0] if numbers else 0)
+        if told and not numbers:
+            numbers.append(told)
+        return bool(told)
+
     _on_signals(remember)
     try:
-        yield lambda: bool(numbers)
+        yield stopped
     finally:
         _on_signals(_stop)
     if numbers:
@@ -184,9 +208,24 @@ def _stop(number: int, _: Any) -> None:
     raise Stopped(number)
 
 
+def _preempt(number: int, _: Any) -> None:
+    """Lets training save; where none is under way nothing is lost."""
+    _on_signals(signal.SIG_DFL)
+    if not preemption.give():
+        raise preemption.Preempted
+    print("\nSIGTERM: saving after this step; once more: at once", file=sys.stderr)
+
+
 def _on_signals(handler: Any) -> None:
     for number in STOPPING:
         signal.signal(number, handler)
+
+
+def _listen(trains: bool) -> None:
+    """Handles signals from now on; of several processes that train JAX handles SIGTERM."""
+    signal.signal(signal.SIGINT, _stop)
+    if not (trains and ending.is_watched()):
+        signal.signal(signal.SIGTERM, _preempt if trains else _stop)
 
 
 def _run(
@@ -195,6 +234,7 @@ def _run(
     remedy: Callable[[str], str | None],
     help_text: Callable[[], str],
     saved: str,
+    trains: bool = False,
 ) -> None:
     """Parses the flags, prepares and runs.
 
@@ -208,9 +248,11 @@ def _run(
             _silence_threads()
         try:
             sharding.start()
-            _on_signals(_stop)
+            ending.begin()
+            _listen(trains)
             run()
             sys.stdout.flush()
+            ending.finish()
         except KeyboardInterrupt as stop:
             _end(stop, saved)
         except BrokenPipeError:
@@ -219,6 +261,10 @@ def _run(
             _fail(files.explain(error), remedy, error)
         except UserError as error:
             _fail(error, remedy)
+        except Exception as error:
+            if not ending.is_watched():
+                raise
+            _leave(1, f"error: {type(error).__name__}: {error}", error, traceback.format_exc())
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -264,32 +310,58 @@ def _silence_threads() -> None:
     threading.excepthook = lambda _: None
 
 
-def _nobody_reads() -> None:
+def _nobody_reads() -> NoReturn:
     """Ends where the reader of what is printed, such as `head`, has had enough."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
+    _leave(128 + signal.SIGPIPE, "")
 
 
 def _fail(
     error: Exception, remedy: Callable[[str], str | None], cause: Exception | None = None
-) -> None:
+) -> NoReturn:
     """Prints one line and ends with 2; with --debug raises the error, or its cause."""
-    if flags.FLAGS.is_parsed() and flags.FLAGS.debug:
+    debug = flags.FLAGS.is_parsed() and flags.FLAGS.debug
+    if debug and not ending.is_watched():
         raise cause or error
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     argument = getattr(error, "argument", None)
     if isinstance(error, UserError) and (helps := argument and remedy(argument)):
         message = join(error.problem, helps)
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    details = "".join(traceback.format_exception(cause or error)) if debug else ""
+    _leave(2, f"error: {message}", error, details)
 
 
-def _end(stop: KeyboardInterrupt, saved: str) -> None:
-    """Prints one line that says what is saved, and ends as a shell expects it of a signal."""
-    number = getattr(stop, "number", signal.SIGINT)
-    notes = getattr(stop, "__notes__", [saved])
-    print(f"\nstopped by {signal.Signals(number).name}: {'; '.join(notes)}", file=sys.stderr)
-    sys.exit(128 + number)
+def _end(stop: KeyboardInterrupt, saved: str) -> NoReturn:
+    """Prints one line that says what is saved, and ends as a shell expects it of a signal.
+
+    After a preemption with 0, as nothing failed.
+    """
+    status = 128 + getattr(stop, "number", signal.SIGINT)
+    what = f"stopped by {signal.Signals(status - 128).name}"
+    if isinstance(stop, preemption.Preempted):
+        status, what = 0, "preempted"
+    print(file=sys.stderr)  # after the line that a progress bar or ^C is on
+    _leave(status, f"{what}: {'; '.join(getattr(stop, '__notes__', [saved]))}")
+
+
+def _leave(
+    status: int, message: str, error: BaseException | None = None, details: str = ""
+) -> NoReturn:
+    """Prints one line and ends, with all processes of the run."""
+    line = " ".join(message.split())
+    if ending.is_watched():
+        _on_signals(signal.SIG_DFL)
+        ending.fail(ending.End(status, line, _comes_from_jax(error)), details)
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(status)
+
+
+def _comes_from_jax(error: BaseException | None) -> bool:
+    """Whether a program on the devices failed, as it does where another process is gone."""
+    while error is not None and not isinstance(error, jax.errors.JaxRuntimeError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 # --- help -------------------------------------------------------------------------------------

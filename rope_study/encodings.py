@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rope_study import command
-from rope_study.decoder import attention, variants
+from rope_study.decoder import LayerSpec, attention, presets, variants
+from rope_study.decoder.config import ATTENTION, AUTO
 from rope_study.registry import signature_text
 
 TITLES = {
@@ -41,11 +42,13 @@ def entry(field: str, name: str, maker: Callable[..., Any]) -> str:
     )
 
 
-def _backends(field: str, maker: Callable[..., Any]) -> tuple[str, ...]:
-    """Score functions and chunks need the reference; what changes q and k runs on all backends."""
-    layers = maker() if field == "pattern" else ()
-    special = any(spec.chunk is not None or spec.score_function is not None for spec in layers)
-    return ("reference",) if special or field == "score_function" else attention.BACKENDS
+def _backends(field: str, maker: Callable[..., Any]) -> list[str]:
+    """Those that run it on the device they are for; "auto" takes the best that is there."""
+    if field == "score_function":
+        return list(maker.backends)  # type: ignore[attr-defined]
+    layers = maker() if field == "pattern" else (LayerSpec(),)
+    config, names = presets.gemma_2b(), [name for name in ATTENTION if name != AUTO]
+    return [n for n in names if not any(attention.refusal(n, config, spec) for spec in layers)]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ Reads a text in windows that each begin with BOS, and prints loss and perplexity
 """
 
 import math
+import zlib
 
 from absl import flags
 
@@ -32,6 +33,7 @@ def run() -> None:
     decoder, params, tokenizer = command.load_model()
     length = f.length or decoder.config.at_most_trained(LENGTH)
     tokens = data.tokenize(documents, tokenizer, progress=sharding.is_main_process())
+    sharding.check_same({"the text": zlib.crc32(tokens.tobytes())})
     batches = data.held_out_batches(tokens, length, f.batch_size, tokenizer.bos, f.windows or None)
     result = evaluate(decoder, params, batches)
     if sharding.is_main_process():

@@ -1,4 +1,8 @@
-"""Files: written whole or not at all, looked at before work begins, and what fails as one line."""
+"""Files: written whole or not at all, looked at before work begins, and what fails as one line.
+
+In a bucket every object is whole by itself. A folder there is written object by object, what says
+that it is complete last, and replaced object by object.
+"""
 
 import contextlib
 import errno
@@ -6,13 +10,17 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rope_study import paths
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.paths import is_remote, to_path
 
+# In a folder that is written whole, the files that readers look for first.
+MARKERS = ("config.json", ".zgroup", "zarr.json", ".zmetadata")
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, or choose another place",
     errno.EDQUOT: "the quota is used up: free some space, or choose another place",
@@ -62,6 +70,9 @@ def check_writable(path: str | os.PathLike, argument: str | None = None, size: i
     if any("\ud800" <= character <= "\udfff" for character in str(folder)):
         raise UserError(f"{str(folder)!r} is not UTF-8, which NetCDF files need", argument)
     with explained(argument):
+        if is_remote(folder):
+            _check_bucket_writable(folder)
+            return
         if folder.exists() and not folder.is_dir():
             folder = folder.parent
         while not folder.exists():
@@ -82,6 +93,14 @@ def check_writable(path: str | os.PathLike, argument: str | None = None, size: i
         )
 
 
+def _check_bucket_writable(path: Path) -> None:
+    """Writes an object below the name that will be written, and removes it."""
+    trial = path / f".{uuid.uuid4().hex}"
+    with paths.as_os_errors(path):
+        trial.write_bytes(b"")
+        trial.unlink()
+
+
 def check_new_folder(path: str | os.PathLike, argument: str | None = None, size: int = 0) -> Path:
     """The folder to write, ~ expanded; UserError where it has files or cannot be written."""
     folder = to_path(path, argument)
@@ -100,10 +119,18 @@ def atomic(path: Path) -> Iterator[Path]:
     """A path to write a file or folder to, which then takes the place of `path` at once.
 
     The folders above are made. Where the writing fails nothing is left and `path` is as before.
+    For a bucket the path is that of a temporary file or folder, which is then uploaded.
 
     Raises:
       UserError: what the system refused.
     """
+    if is_remote(path):
+        with explained(), tempfile.TemporaryDirectory() as folder:
+            yield (part := Path(folder, path.name))
+            if part.is_dir():
+                paths.remove(path)  # readers see none rather than a mixture
+            paths.upload(part, path, MARKERS)
+        return
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     with explained():
         try:
@@ -146,7 +173,7 @@ def move_to(path: Path, folder: Path) -> None:
     with explained():
         folder.mkdir(exist_ok=True)
         names = [path.name, *(f"{path.name}_{i}" for i in range(1, 1000))]
-        os.rename(path, next(folder / name for name in names if not (folder / name).exists()))
+        paths.move(path, next(folder / name for name in names if not (folder / name).exists()))
 
 
 def _replace(part: Path, path: Path) -> None:

@@ -5,6 +5,7 @@ page without any request to the network where a reader picks a layer and a head 
 by frequency, its attention over the tokens of a text, and its name.
 """
 
+import zlib
 from pathlib import Path
 
 from absl import flags
@@ -14,7 +15,7 @@ from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
 from rope_study.files import check_new_folder
 from rope_study.reports.model import LENGTH, PAGE, PROBES, Measurements, probe, table, write
-from rope_study.sharding import is_main_process
+from rope_study.sharding import check_same, is_main_process, on_main
 
 
 def define_flags() -> None:
@@ -44,6 +45,7 @@ def run() -> None:
     texts = load_texts(list(f.string) or f.text)
     if 0 < f.texts < len(texts):
         texts = [texts[i * len(texts) // f.texts] for i in range(f.texts)]
+    check_same({"the text": zlib.crc32(repr(texts).encode())})
     about = f"{len(texts)} text(s), {'given' if f.string else f.text}"
     decoder, params, tokenizer = command.load_model()
     with command.finish_first() as stopped:
@@ -74,7 +76,7 @@ def check_flags(f: flags.FlagValues) -> Path:
     command.check_model_flags()
     if f.out is None:
         raise UserError("no folder for the results: give a new one", "out")
-    folder = check_new_folder(f.out, "out")
+    folder = Path(on_main(lambda: str(check_new_folder(f.out, "out"))))
     if f.string and f["text"].present:
         raise UserError("--text and --string both say what to read: give one of them")
     for name in f.probes or [""]:

@@ -13,9 +13,10 @@ from rope_study.training.settings import Study, resolve_one
 def train(study: Study) -> None:
     """Trains or goes on with the one run of `study`."""
     (run,) = study.runs
-    corpus = load_corpus(run.data)
+    corpus = load_corpus(run.data, progress=sharding.is_main_process())
     decoder, params = trainer.train(run, corpus, sharding.make_layout(study.mesh, study.rules))
-    held_out = evaluate(decoder, params, corpus.held_out_batches(study.evaluate_windows))
+    batches = corpus.evaluation_batches(study.evaluate_windows, run.microbatch)
+    held_out = evaluate(decoder, params, batches)
     if sharding.is_main_process():
         print(f"held-out perplexity {held_out.perplexity:.4f}, loss {held_out.loss:.4f} nats/token")
 

@@ -176,7 +176,7 @@ def _calls_of_data(folder: Path) -> Calls:
     stream = {"tokens": np.arange(200).astype(np.uint16), "length": 8, "bos": 256}
     batches = stream | {"batch_size": 4}
     documents = {"documents": [f"document {i}" for i in range(30)]}
-    settings = {"path": folder / "texts", "tokenizer": "bytes", "held_out": 0.3}
+    settings = {"path": str(folder / "texts"), "tokenizer": "bytes", "held_out": 0.3}
     settings |= {"length": 8, "batch_size": 2}
     sides = {"train": documents["documents"], "held_out": documents["documents"]}
     d, encode = data, data.ByteTokenizer()

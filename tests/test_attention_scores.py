@@ -558,14 +558,3 @@ def test_shared_arrays_of_one_name_must_agree():
     with pytest.raises(UserError, match="different shared arrays 't5_bias'"):
         shared_parameters(config)
     assert set(layer_parameters(config, specs[0])) == set(layer_parameters(TINY, TINY.pattern[0]))
-
-
-def test_cudnn_refuses_logit_functions_and_chunks_and_takes_query_scales():
-    for variant in ("alibi()", "irope()"):
-        _, config = variants.apply(TINY, variant)
-        with pytest.raises(UserError, match=r"reference backend only, not on attention='cudnn'"):
-            dataclasses.replace(config, attention="cudnn")
-    _, config = variants.apply(TINY, "gemma3() + ss_max()")
-    assert dataclasses.replace(config, attention="cudnn").attention == "cudnn"
-    with pytest.raises(UserError, match="no chunks, no score functions"):
-        attention.attend(*[jnp.ones((1, 4, 1, 8))] * 3, backend="cudnn", chunk=2)

@@ -25,6 +25,15 @@ WRONG = {
     "windows": ("--config.probe.windows=0", r"at least 1; set config\.probe\.windows$"),
     "rate": ("--config.train.learning_rate=-1.", r"learning_rate=-1\.0 must be a positive"),
     "length": ("--config.data.length=1", r"length=1.*set config\.data\.length$"),
+    "batch": (
+        "--config.train.accumulate=3",
+        r"batch_size=8 is no multiple of 3.* accumulate=3 times 1 device.*set config\.data\.batch",
+    ),
+    "profile": (
+        "--config.train.profile_steps=3:9",
+        r"'3:9' must be first:stop within the steps 0:6, such as '3:6'.*config\.train\.profile_s",
+    ),
+    "profile backwards": ("--config.train.profile_steps=3:2", r"'3:2' must be first:stop"),
     "mesh": ("--config.mesh=fsdp=5", r"does not fit 1 device.*set config\.mesh"),
     "rules": ("--config.rules.embed=fsd", r"rules\.embed='fsd'.*set config\.rules\.embed"),
     "one axis twice": ("--config.rules.mlp=fsdp", r"twice over the same.*set config\.rules\.mlp"),
@@ -117,7 +126,7 @@ def test_one_program_runs_every_command():
     assert refusal.returncode == 2
     assert refusal.stderr.startswith("error: unknown command 'studdy'. Did you mean 'study'?")
     assert set(command.COMMANDS) == {
-        "study", "train", "evaluate", "probe", "generate", "encodings",
+        "study", "train", "evaluate", "probe", "generate", "encodings", "plan", "prepare",
     }  # fmt: skip
 
 

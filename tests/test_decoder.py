@@ -140,7 +140,7 @@ def test_blocks_of_queries_equal_all_at_once(window, chunk, biased, monkeypatch)
     output_and_gradients = lambda *a: (run(*a), jax.grad(loss, (0, 1, 2))(*a))  # noqa: E731
     expected = jax.jit(lambda *a: output_and_gradients(*a))(q, k, v)
     for name, value in {"LONG": 8, "QUERY_BLOCK": 4, "KEY_PARTS": 3}.items():
-        monkeypatch.setattr(attention, name, value)
+        monkeypatch.setattr(attention.reference, name, value)
     got = jax.jit(lambda *a: output_and_gradients(*a))(q, k, v)  # another function: compiled anew
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
 
@@ -166,8 +166,8 @@ def test_attention_that_probes_see_is_the_layers_own_in_blocks(pattern, monkeypa
         return jax.jit(apply)(variables)
 
     expected = run()
-    monkeypatch.setattr(attention, "LONG", 8)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(attention.reference, "LONG", 8)
+    monkeypatch.setattr(attention.reference, "QUERY_BLOCK", 5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-6, 1e-6), run(), expected)
     np.testing.assert_allclose(expected[0]["by_query"].sum(axis=-1), 1, atol=1e-6)
 

@@ -37,6 +37,8 @@ REASONS = (
     "needs a downloaded model",
     "needs a GPU",
     "needs a TPU",
+    "needs libtpu",
+    "needs a bucket",
     "needs Transformers",
     "trains for minutes",
     "writes gigabytes",
@@ -118,7 +120,7 @@ SOURCES = {  # the part of a page with numbers -> the files that hold them
         ".*",
         [
             *("train_step_h200.txt", "probe_h100.txt", "probe_h200.txt", "probe_cpu.txt"),
-            *("table2_small_h200.txt", "quickstart.json"),
+            *("table2_small_h200.txt", "quickstart.json", "plans.txt"),
         ],
     ),
 }

@@ -555,7 +555,13 @@ def test_the_module_lists_all_encodings():
     for table in variants.REGISTRIES.values():
         for name in table:
             assert re.search(rf"^{name}\(", listing.stdout, re.MULTILINE)
-    for name, backends in {"irope": "reference", "gemma3": "reference, cudnn"}.items():
+    for name, backends in {
+        "irope": "splash, reference",
+        "gemma2": "splash, reference",
+        "gemma3": "splash, cudnn, reference",
+        "soft_cap": "splash, reference",
+        "alibi": "reference",
+    }.items():
         pattern = rf"^{name}\(.*?attention: (.*?)$"
         entry = re.search(pattern, listing.stdout, re.MULTILINE | re.DOTALL)
         assert entry and entry[1] == backends

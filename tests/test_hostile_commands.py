@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from public_calls import CONFIG, write_run
 from random_parameters import random_parameters
 
-from rope_study import command
+from rope_study import command, plan
+from rope_study.data.preparation import run as preparation
 from rope_study.decoder import fit_layout, sampling
 from rope_study.training import evaluate, settings, trainer
 
@@ -59,6 +60,8 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(trainer, "train", train)
     monkeypatch.setattr(sampling, "_jitted", stop)
     monkeypatch.setattr(evaluate, "check_length", stop)
+    monkeypatch.setattr(preparation, "_owned", stop)
+    monkeypatch.setattr(plan, "attempt", stop)
     # rope_study.probes.run is also the function in it.
     monkeypatch.setattr(sys.modules["rope_study.probes.run"], "_jitted", stop)
 
@@ -106,12 +109,14 @@ def test_hostile_settings(name, texts, tmp_path, capfd):
     assert not sweep(name, usual, values, tmp_path, capfd)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "generate", "probe", "encodings"])
+@pytest.mark.parametrize("name", ["prepare", "evaluate", "generate", "probe", "encodings", "plan"])
 def test_hostile_flags(name, run, texts, tmp_path, capfd):
     module = importlib.import_module(f"rope_study.{name}")
     kinds = defined(getattr(module, "define_flags", dict))
     of_models = defined(command.define_model_flags)
     usual = {
+        "prepare": {"input": texts, "out": tmp_path / "out", "tokenizer": "bytes"},
+        "plan": {"config": TINY, "config.data.path": texts, "topology": "v5e:2x2"},
         "evaluate": {"checkpoint": run, "text": texts},
         "generate": {"checkpoint": run},
         "probe": {
@@ -127,4 +132,5 @@ def test_hostile_flags(name, run, texts, tmp_path, capfd):
 
 
 def test_commands_are_all_swept():
-    assert set(command.COMMANDS) == {"study", "train", "evaluate", "generate", "probe", "encodings"}
+    with_flags = {"prepare", "evaluate", "generate", "probe", "encodings", "plan"}
+    assert set(command.COMMANDS) == {"study", "train", *with_flags}

@@ -22,7 +22,7 @@ FLOORS = (
     ("interventions", "figures"),
     ("reports",),
     ("command",),
-    ("study", "train", "evaluate", "probe", "generate", "encodings"),
+    ("study", "train", "prepare", "evaluate", "probe", "generate", "encodings", "plan"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On one floor, but one way.

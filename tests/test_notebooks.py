@@ -109,11 +109,14 @@ def test_the_first_cell_installs_beside_a_clone(clone, tmp_path):
     assert bare.stderr.startswith("install") and notebooks.REPOSITORY in bare.stderr, bare.stderr
 
 
+MODELS = ("**The small model", "**SmolLM2")
+
+
 def test_numbers_in_what_they_say_are_in_what_they_printed():
-    """Of the texts about the small model: two decimals, as in the outputs of that notebook."""
+    """Of the texts about a model: two decimals, as in the outputs of that notebook."""
     for path in PATHS:
         cells = nbformat.read(path, as_version=4).cells
-        said = [cell.source for cell in cells if cell.source.startswith("**The small model")]
+        said = [cell.source for cell in cells if cell.source.startswith(MODELS)]
         printed = [o.get("text", "") for cell in cells for o in cell.get("outputs", [])]
         printed += [p.read_text() for p in RESULTS if any(p.name in text for text in said)]
         missing = [

@@ -178,8 +178,8 @@ def test_sums_have_the_same_shapes_whatever_the_batch(mixed):
 
 
 def test_attention_in_blocks_gives_the_same(mixed, measured, monkeypatch):
-    monkeypatch.setattr(attention, "LONG", 8)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(attention.reference, "LONG", 8)
+    monkeypatch.setattr(attention.reference, "QUERY_BLOCK", 5)
     of_attention = [probe for probe in ALL if "attention" in probe.reads]
     got = probes.run(*mixed, [padded(EIGHT)], of_attention)
     assert len(of_attention) == 3
@@ -443,8 +443,8 @@ def test_attention_map_is_the_layers_attention(mixed, monkeypatch):
     np.testing.assert_allclose(got, expected[1, 2], atol=1e-6)
     np.testing.assert_allclose(got.sum("key"), 1, atol=1e-5)
     assert got.dims == ("query", "key") and list(got.key_token.values) == pieces
-    monkeypatch.setattr(attention, "LONG", 8)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(attention.reference, "LONG", 8)
+    monkeypatch.setattr(attention.reference, "QUERY_BLOCK", 5)
     # Another length, as what was compiled has the old blocks.
     blocked = probes.attention_map(*mixed, text[:23], 1, 2)
     np.testing.assert_allclose(blocked, expected[1, 2, :23, :23], atol=1e-6)

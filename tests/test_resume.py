@@ -1,9 +1,8 @@
-"""Real processes: killed and continued, several hosts, and the way a user starts a command."""
+"""Real processes: killed and continued, and the way a user starts a command."""
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -63,28 +62,6 @@ def test_a_killed_run_continues_bit_for_bit(uninterrupted, tmp_path):
     _, expected = load(uninterrupted)
     _, got = load(folder)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), got, expected)
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(uninterrupted, tmp_path):
-    """jax.distributed from the environment, gloo between the processes, two devices each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    env = {
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": "2",
-        "JAX_NUM_CPU_DEVICES": "2",
-    }
-    folder = tmp_path / "two"
-    workers = [
-        start("rope_study.train", folder, "--config.mesh=data=2,fsdp=2",
-              env=env | {"JAX_PROCESS_ID": str(i)})
-        for i in range(2)
-    ]  # fmt: skip
-    for worker in workers:
-        finish(worker)
-    np.testing.assert_allclose(losses(folder), losses(uninterrupted), rtol=2e-4)
 
 
 @pytest.mark.slow

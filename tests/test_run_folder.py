@@ -1,12 +1,13 @@
 """A run's folder: its owner, damaged checkpoints, and what an interruption leaves behind."""
 
+import json
 import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from commands import check_one_line, run_command
 from rope_study import checkpoints, files, train
 from rope_study.errors import UserError
 from rope_study.training import metrics as metrics_lib
+from rope_study.training import owner
 
 CONFIG = "--config=tests/tiny_config.py"
 
@@ -74,8 +76,8 @@ DAMAGE = {
     "metadata": (lambda at: (at / "params/_METADATA").write_text("{}"), r"_METADATA is damaged: 2"),
     "index": (lambda at: (at / "params/manifest.ocdbt").unlink(), r"manifest\.ocdbt is missing"),
     "folder": (lambda at: shutil.rmtree(at / "params"), r"params/\S+ is missing"),
-    "manifest": (lambda at: (at / "manifest/files.json").write_text(""), r"files\.json is damaged"),
-    "list": (lambda at: (at / "manifest/files.json").write_text("[]"), r"a list, no object"),
+    "manifest": (lambda at: (at / "manifest/crc32c.json").write_text(""), r"2c\.json is damaged"),
+    "list": (lambda at: (at / "manifest/crc32c.json").write_text("[]"), r"a list, no object"),
     "without": (
         lambda at: [shutil.rmtree(at / name) for name in ("manifest", "params")],
         r"step 6 cannot be read: Item \"params\" was not found",
@@ -174,23 +176,57 @@ def test_damaged_lines_of_the_log_are_left_out(run, train_in):
 
 def test_a_second_start_is_refused_and_names_the_owner(run, train_in, capfd):
     before = content(run)
-    lock = run / "owner.lock"
-    lock.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
-    assert train_in(run) == 2
-    check_one_line(capfd, rf"process {os.getpid()} on \S+ is writing .*run; nothing was changed")
-    lock.unlink()
+    with owner.held(run):
+        assert train_in(run) == 2
+    line = rf"process {os.getpid()} on \S+ is writing .*run, seen \d s ago; nothing was changed"
+    check_one_line(capfd, line)
     assert content(run) == before
 
 
-def test_the_lock_of_a_dead_process_is_stale_and_that_of_another_host_is_not(run, train_in, capfd):
+def written_by(run, **changes):
+    """Leaves the file of an owner that was killed, changed so."""
+    file = run / "owner.json"
+    file.unlink(missing_ok=True)
+    with owner.held(run):
+        content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | changes))
+    return file
+
+
+def test_a_dead_process_gives_way_at_once_and_another_host_once_it_is_silent(run, train_in, capfd):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (run / "owner.lock").write_text(f"{dead.pid}\n{socket.gethostname()}\n")
-    assert not train_in(run)
-    assert not (run / "owner.lock").exists()
-    (run / "owner.lock").write_text("17\nanother-host\n")
+    file = written_by(run, pid=dead.pid)
+    assert not train_in(run) and not file.exists()
+    there = {"pid": 17, "host": "another", "machine": ["another", "", ""]}
+    written_by(run, **there, seen=time.time() - 50)
     assert train_in(run) == 2
-    check_one_line(capfd, r"process 17 on another-host .*if it is dead, delete .*owner\.lock")
+    check_one_line(capfd, r"process 17 on another .*, seen 5\d s ago; .* start again in [67]\d s\)")
+    written_by(run, **there, seen=time.time() - 130)
+    assert not train_in(run) and not file.exists()
+
+
+def test_an_owner_says_that_it_lives_and_stops_where_it_was_replaced(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(owner, "BEAT", 0.01)
+    file = tmp_path / owner.FILE
+    with pytest.raises(KeyboardInterrupt), owner.held(tmp_path):
+        first = json.loads(file.read_text())["seen"]
+        while (now := json.loads(file.read_text()))["seen"] == first:
+            time.sleep(0.01)
+        theirs = json.dumps(now | {"key": "theirs"})
+        for _ in range(1000):  # a beat that was under way may have come after the first
+            file.write_text(theirs)
+            time.sleep(0.03)
+    assert file.read_text() == theirs
+    assert "another process has taken" in capfd.readouterr().err
+
+
+def test_of_two_that_find_the_folder_free_one_has_it(tmp_path):
+    first, second = owner._OwnerFile(tmp_path), owner._OwnerFile(tmp_path)
+    version = second.free_version()
+    first.claim(first.free_version())
+    with pytest.raises(UserError, match="another process has just begun to write"):
+        second.claim(version)
 
 
 def test_a_run_that_saved_nothing_starts_again_with_other_settings(tmp_path, train_in, capfd):
@@ -210,37 +246,43 @@ def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(
     tmp_path, train_in, capfd
 ):
     assert train_in(tmp_path / "run", "--config.model.attention=cudnn") == 2
-    check_one_line(capfd, r"'cudnn' does not run on these devices; set config\.model\.attention")
+    check_one_line(capfd, r"'cudnn' does not run .* 'reference' does; set config\.model\.attention")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_model_trained_with_another_backend_is_loaded_where_there_is_none(run):
     file = run / "model.json"
-    file.write_text(file.read_text().replace('"reference"', '"cudnn"'))
-    assert checkpoints.load(run)[0].config.attention == "reference"
+    file.write_text(file.read_text().replace('"auto"', '"cudnn"'))
+    assert checkpoints.load(run)[0].config.attention == "auto"
 
 
 # --- interruptions ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status, line",
+    [
+        (signal.SIGINT, 130, "stopped by SIGINT: step 3 of 6"),
+        (signal.SIGTERM, 0, "preempted: step 5 of 6"),  # the step that ran is saved too
+    ],
+)
 def test_a_signal_ends_in_one_line_that_says_what_is_saved(
-    number, status, tmp_path, train_in, capfd, monkeypatch
+    number, status, line, tmp_path, train_in, capfd, monkeypatch
 ):
     write = metrics_lib.MetricsLog.write
 
     def and_stop(log, step, scalars):
         write(log, step, scalars)
-        if step == 4:
+        if step == 3:  # is written while step 4 runs
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
         patch.setattr(metrics_lib.MetricsLog, "write", and_stop)
-        assert train_in(tmp_path / "run") == status
+        assert train_in(tmp_path / "run", "--config.train.checkpoint_every=3") == status
     errors = capfd.readouterr().err
-    line = f"stopped by {number.name}: step 4 of 6 is saved in {tmp_path / 'run'}; the same command"
-    assert line in errors and "Traceback" not in errors
-    assert not (tmp_path / "run" / "owner.lock").exists()
+    assert f"{line} is saved in {tmp_path / 'run'}; the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "run" / "owner.json").exists()
     assert not train_in(tmp_path / "run")
 
 

@@ -88,7 +88,7 @@ def test_a_study_is_a_view_over_runs(finished, texts, tmp_path, monkeypatch):
     before = modified(folder)
     assert not run_study(
         folder, moved, "--config.encodings=('nope', 'p_rope')", "--config.evaluate.windows=8",
-        "--config.model.remat=full", "--config.train.log_every=3",
+        "--config.model.remat=full", "--config.train.log_every=3", "--config.train.accumulate=2",
     )  # fmt: skip
     after = modified(folder)
     assert {path: after[path] for path in before} == before

@@ -15,6 +15,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from rope_study import checkpoints, data
 from rope_study.checkpoints import runs
+from rope_study.data.tokenizers import words
 from rope_study.data.tokenizers.base import label
 from rope_study.data.tokenizers.hugging_face import SETTINGS_FILE
 from rope_study.decoder import presets
@@ -668,3 +669,36 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         (str(tmp_path / "other.json"), "other.json' is not a tokenizer.json of Hugging Face"),
     ]:
         refuse_tokenizer(message, data.load_tokenizer, spec)
+
+
+# --- by the word ------------------------------------------------------------------------------
+
+TRAINED = {
+    "as by default": {},
+    "llama": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+              "byte_fallback": True, "allow_whitespace_only_pieces": True},
+    "gemma": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False,
+              "byte_fallback": True, "allow_whitespace_only_pieces": True,
+              "add_dummy_prefix": False, "user_defined_symbols": ["\n", "\u2581\u2581", "<x>"]},
+    "spaces at the end": {"treat_whitespace_as_suffix": True},
+    "pieces of several words": {"split_by_whitespace": False},
+    "unigram": {"model_type": "unigram"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_sentencepiece_by_the_word_gives_the_same_ids(kind, monkeypatch):
+    """The fast way and the library's on texts of all kinds of spaces; or it is not taken."""
+    monkeypatch.setattr(words, "KEPT", 50)
+    model, sample = io.BytesIO(), list(data.PASSAGES) + ["a  b   c\n\nd"] * 9
+    sentencepiece.SentencePieceTrainer.train(
+        **{"model_type": "bpe", **TRAINED[kind]}, sentence_iterator=iter(sample),
+        model_writer=model, vocab_size=500, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    assert words.Words.apply_to(processor) == (kind in ("as by default", "llama", "gemma"))
+    if words.Words.apply_to(processor):
+        by_word, draw = words.Words(processor), random.Random(0)
+        letters = " \n\t\u00a0\u2581ab.,1\u00e9\uff21\u6f22\u0301\u2603\u200b\u3000<x>"
+        for text in [*sample, *("".join(draw.choices(letters, k=20)) for _ in range(300))]:
+            assert by_word.encode(text) == processor.encode(text), repr(text)

@@ -262,11 +262,6 @@ def test_settings_set_the_pattern_and_the_components():
         ({"pattern": "gemma_3()"}, r"unknown layer pattern 'gemma_3'.*'gemma3'", None),
         ({"pattern": "gemma3()", "rotary": "nope"}, r"both choose the encoding", "pattern"),
         ({"rotary": "p_rope(2)"}, r"p=2 must lie in \[0, 1\]", "rotary"),
-        (
-            {"score_function": "alibi()", "attention": "cudnn"},
-            r"alibi\(\) runs on the reference backend",
-            "attention",
-        ),
     ],
 )
 def test_wrong_settings_are_refused(model, message, argument):

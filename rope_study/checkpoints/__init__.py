@@ -7,5 +7,6 @@ To add a format: a folder that gives an OpenCheckpoint (weight_map.py), and a li
 from rope_study.checkpoints.compare import compare
 from rope_study.checkpoints.hugging_face import export
 from rope_study.checkpoints.load import load, load_config, load_tokenizer
+from rope_study.checkpoints.package_index import fetch
 
-__all__ = ["compare", "export", "load", "load_config", "load_tokenizer"]
+__all__ = ["compare", "export", "fetch", "load", "load_config", "load_tokenizer"]

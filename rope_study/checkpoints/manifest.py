@@ -1,23 +1,25 @@
 """What the files of a checkpoint were when they were written: their sizes and checksums.
 
 TensorStore's own checksums cover the index of its files and not the arrays in them. The manifest is
-an item of the checkpoint, so it is there with the rest or not at all.
+an item of the checkpoint, so it is there with the rest or not at all. The checksums are CRC-32C,
+which a bucket keeps of every object: there nothing is read back.
 """
 
+import base64
 import json
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import orbax.checkpoint as ocp
 
-from rope_study import sharding
+from rope_study import paths, sharding
 from rope_study.errors import UserError
 from rope_study.files import explained, read_json
 
-ITEM, FILE = "manifest", "files.json"
+ITEM, FILE = "manifest", "crc32c.json"
 CHUNK = 2**20  # bytes read at once
 
 
@@ -30,7 +32,7 @@ class ManifestHandler(ocp.CheckpointHandler):
     def finalize(self, directory: Any) -> None:
         """Once they are, and before the checkpoint takes its place."""
         if sharding.is_main_process():
-            (directory / FILE).write_text(json.dumps(_sums(Path(directory).parent)))
+            (directory / FILE).write_text(json.dumps(_sums(paths.to_path(directory).parent)))
 
     def restore(self, directory: Any, args: "ManifestArgs | None" = None) -> None:
         """See `check`."""
@@ -47,7 +49,7 @@ def check(checkpoint: Path, items: Iterable[str]) -> None:
     Raises:
       UserError: naming the first file that is missing, cut off or changed.
     """
-    if not (checkpoint / ITEM).exists():  # of an earlier version
+    if not (checkpoint / ITEM / FILE).exists():  # of an earlier version
         return
     wanted = tuple(f"{item}/" for item in items)
     written = read_json(checkpoint / ITEM / FILE)
@@ -65,23 +67,23 @@ def check(checkpoint: Path, items: Iterable[str]) -> None:
         raise UserError(f"{checkpoint / name} is {problem}")
 
 
-def _sums(checkpoint: Path) -> dict[str, list[int]]:
-    """[bytes, CRC-32] of every file in the items of a checkpoint, by its path there."""
-    files = [
-        path
-        for path in sorted(checkpoint.rglob("*"))
-        if path.is_file() and path.parent not in (checkpoint, checkpoint / ITEM)
-    ]
-    with ThreadPoolExecutor() as pool:
-        sums = list(pool.map(_sum, files))
-    return {
-        str(path.relative_to(checkpoint)): found for path, found in zip(files, sums, strict=True)
-    }
+def _sums(checkpoint: Path) -> dict[str, list]:
+    """[bytes, CRC-32C in base64] of every file in the items of a checkpoint, by its path there."""
+    if paths.is_remote(checkpoint):
+        objects = paths.objects_below(checkpoint)
+        sums = {name: [about["size"], about["crc32c"]] for name, about in objects.items()}
+    else:
+        files = paths.files_below(checkpoint)
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(_sum, files))
+        sums = {str(f.relative_to(checkpoint)): s for f, s in zip(files, found, strict=True)}
+    return {name: s for name, s in sums.items() if Path(name).parent not in (Path(), Path(ITEM))}
 
 
-def _sum(file: Path) -> list[int]:
-    size = checksum = 0
+def _sum(file: Path) -> list:
+    size, checksum = 0, google_crc32c.Checksum()
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK):
-            size, checksum = size + len(chunk), zlib.crc32(chunk, checksum)
-    return [size, checksum]
+            size += len(chunk)
+            checksum.update(chunk)
+    return [size, base64.b64encode(checksum.digest()).decode()]

@@ -21,17 +21,18 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from rope_study import data, files, rotary, sharding
+from rope_study import data, files, paths, rotary, sharding
 from rope_study.checkpoints import manifest
 from rope_study.decoder import (
     Decoder,
     DecoderConfig,
     LayerSpec,
-    attention,
     fit_layout,
     variants,
 )
+from rope_study.decoder.config import AUTO
 from rope_study.errors import UserError
+from rope_study.paths import to_path
 from rope_study.rotary import Rotary
 
 PARAMS, OPTIMIZER = "params", "optimizer"  # items of a checkpoint
@@ -54,15 +55,14 @@ def load(
         not trained.
     """
     config, trained = read_model(path, rotary), read_model(path)
+    config = dataclasses.replace(config, attention=AUTO)  # trained elsewhere, maybe
     layout = fit_layout(config, sharding.make_layout(mesh))
-    if not attention.runs_on(config.attention, layout):  # trained elsewhere, in another program
-        config = dataclasses.replace(config, attention="reference")
     decoder = Decoder(config, layout)
     needed, saved = (abstract_params(Decoder(c, layout)) for c in (config, trained))
     check_trained(needed, saved, rotary)
     if dtype is not None:
         saved = jax.tree.map(lambda leaf: leaf.update(dtype=dtype), saved)
-    return decoder, _only(_restore(Path(path), saved, step), needed)
+    return decoder, _only(_restore(to_path(path, "checkpoint"), saved, step), needed)
 
 
 def _restore(path: Path, saved: dict, step: int | None) -> dict:
@@ -113,7 +113,7 @@ def _only(params: Mapping, needed: Mapping) -> dict:
 def load_tokenizer(path: str | os.PathLike) -> data.Tokenizer:
     """The tokenizer that a run was trained with."""
     name = _read_json(path)["tokenizer"]
-    return data.load_tokenizer(name if name == "bytes" else str(Path(path) / name))
+    return data.load_tokenizer(name if name == "bytes" else str(to_path(path) / name))
 
 
 def abstract_params(decoder: Decoder) -> dict:
@@ -141,7 +141,7 @@ class Manager:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        self.folder = (folder / CHECKPOINTS).absolute()
+        self.folder = paths.absolute(folder / CHECKPOINTS)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
         handlers: dict[str, Any] = {
             name: ocp.StandardCheckpointHandler() for name in (PARAMS, OPTIMIZER)
@@ -293,8 +293,7 @@ def _first_line(error: Exception) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if system := re.search(r"os_error_code='(\d+)'", text):
         return str(files.explain(OSError(int(system[1]), os.strerror(int(system[1])))))
-    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return line.split(" [")[0][:300]
+    return paths.first_line(text or error).split(" [")[0]
 
 
 # --- model.json -------------------------------------------------------------------------------
@@ -316,7 +315,7 @@ def read_model(path: str | os.PathLike, rotary: Rotary | str | None = None) -> D
         fields["pattern"] = tuple(_read_layer(layer, replaced) for layer in fields["pattern"])
         config = DecoderConfig(**fields)
     except (TypeError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f"{Path(path) / MODEL_FILE} describes no decoder ({error})") from error
+        raise UserError(f"{to_path(path) / MODEL_FILE} describes no decoder ({error})") from error
     return config if rotary is None else variants.apply(config, rotary)[1]
 
 
@@ -341,9 +340,9 @@ def _read_layer(layer: dict[str, Any], replaced: bool) -> LayerSpec:
 
 
 def _read_json(path: str | os.PathLike) -> dict:
-    file = Path(path) / MODEL_FILE
+    file = to_path(path, "checkpoint") / MODEL_FILE
     if not file.exists():
-        runs = sorted(str(model.parent) for model in Path(path).glob(f"*/{MODEL_FILE}"))
+        runs = sorted(str(model.parent) for model in file.parent.glob(f"*/{MODEL_FILE}"))
         hint = f"; runs below it: {', '.join(runs)}" if runs else ""
         raise UserError(f"no run at {path}: {file} does not exist{hint}")
     return files.read_json(file, ("decoder", "tokenizer"), "the command that trained it writes it")

@@ -1,13 +1,15 @@
 """Data: text in, tokens, and batches that are a function of (seed, step).
 
-Takes files, or the text that ships with Python, and the numbers in DataSettings. Gives documents,
-tokenizers, int32 windows that begin with BOS, and texts to probe with. Add a tokenizer as a class
-in tokenizers/, by the ending of its files; probe texts in passages.py.
+Takes files, or the text that ships with Python, or a token store, and the numbers in DataSettings.
+Gives documents, tokenizers, int32 windows that begin with BOS, and texts to probe with. Add a
+tokenizer as a class in tokenizers/, by the ending of its files; a format of large files in
+preparation/formats.py; probe texts in passages.py.
 """
 
 from rope_study.data.batches import TrainBatches, Windows, held_out_batches, tokenize
 from rope_study.data.corpus import Corpus, DataSettings, load_corpus
 from rope_study.data.documents import fingerprint, pieces, read_documents, split
+from rope_study.data.store import Store, open_store
 from rope_study.data.texts import DOMAINS, PASSAGES, Text, load_texts
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.bytes import ByteTokenizer
@@ -27,6 +29,7 @@ __all__ = [
     "HuggingFaceTokenizer",
     "Llama2cTokenizer",
     "SentencePieceTokenizer",
+    "Store",
     "Text",
     "Tokenizer",
     "TrainBatches",
@@ -36,6 +39,7 @@ __all__ = [
     "load_corpus",
     "load_texts",
     "load_tokenizer",
+    "open_store",
     "pieces",
     "read_documents",
     "split",

@@ -1,6 +1,6 @@
 """Batches: a flat stream of tokens in windows, and rows that are a function of (seed, step)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,27 @@ def tokenize(documents: Sequence[str], tokenizer: Tokenizer, progress: bool = Fa
     Raises:
       UserError: the tokenizer has neither.
     """
+    nothing = np.empty(0, token_dtype(tokenizer))  # no documents, no tokens
+    return np.concatenate([nothing, *tokenize_each(documents, tokenizer, progress)])
+
+
+def tokenize_each(
+    documents: Sequence[str], tokenizer: Tokenizer, progress: bool = False
+) -> list[np.ndarray]:
+    """`tokenize` document by document."""
     tokenizer.check_separator()
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    pieces = [np.empty(0, dtype)]  # no documents, no tokens
-    for document in tqdm(documents, "tokenize", unit=" documents", disable=not progress):
-        pieces.append(tokenizer.encode_document(document).astype(dtype))
-    return np.concatenate(pieces)
+    dtype = token_dtype(tokenizer)
+    bar = tqdm(documents, "tokenize", unit=" documents", disable=not progress)
+    return [tokenizer.encode_document(document).astype(dtype) for document in bar]
+
+
+def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
+    """What the tokens of a tokenizer are kept as."""
+    return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+
+
+# (first, last) -> f32[last - first]: how much each token of a stream counts in the loss.
+Weigh = Callable[[int, int], np.ndarray]
 
 
 class Windows:
@@ -39,12 +54,14 @@ class Windows:
     without BOS it starts with the token before its targets, which the first window lacks.
     """
 
-    def __init__(self, tokens: np.ndarray, length: int, bos: int | None):
-        """Of tokens uint[n] from `tokenize`; UserError for a wrong length."""
+    def __init__(
+        self, tokens: np.ndarray, length: int, bos: int | None, weigh: Weigh | None = None
+    ):
+        """Of tokens uint[n] from `tokenize` or a store; UserError for a wrong length."""
         check_integer("length", length)
         if np.ndim(tokens) != 1 or np.asarray(tokens).dtype.kind not in "iu":
             raise UserError("tokens must be one stream of ids, uint[n]", "tokens")
-        self._tokens, self._length, self._bos = tokens, length, bos
+        self._tokens, self._length, self._bos, self._weigh = tokens, length, bos, weigh
 
     def __len__(self) -> int:
         read = len(self._tokens) - (self._bos is None)
@@ -58,6 +75,13 @@ class Windows:
             return self._tokens[start : stop + 1].astype(np.int32)
         return np.concatenate([[self._bos], self._tokens[start:stop]]).astype(np.int32)
 
+    def weights(self, index: int) -> np.ndarray:
+        """f32[length], how much each target of a window counts in the loss."""
+        if self._weigh is None:
+            return np.ones(self._length, np.float32)
+        first = index * self._length + (self._bos is None)
+        return self._weigh(first, first + self._length)
+
 
 class TrainBatches:
     """Shuffled windows without end, in a new order each epoch, by random access.
@@ -67,16 +91,23 @@ class TrainBatches:
     """
 
     def __init__(
-        self, tokens: np.ndarray, length: int, batch_size: int, seed: int, bos: int | None
+        self,
+        tokens: np.ndarray,
+        length: int,
+        batch_size: int,
+        seed: int,
+        bos: int | None,
+        weigh: Weigh | None = None,
     ):
-        """Of tokens uint[n] from `tokenize`.
+        """Of tokens uint[n] from `tokenize` or a store.
 
         Args:
-          tokens: the stream.
+          tokens: the stream; only what a batch needs is read.
           length: tokens to predict in a row.
           batch_size: rows in a batch, over all hosts.
           seed: of the order, below 2^32.
           bos: id that starts every row; None for a model without.
+          weigh: how much each token counts in the loss; None where all do.
 
         Raises:
           UserError: the tokens do not fill one batch, or a number is out of range.
@@ -85,7 +116,7 @@ class TrainBatches:
 
         check_integer("batch_size", batch_size)
         check_integer("seed", seed, lowest=0)
-        windows = Windows(tokens, length, bos)
+        windows = Windows(tokens, length, bos, weigh)
         if len(windows) < batch_size:
             raise UserError(
                 f"the corpus has {len(tokens)} tokens to train on, one batch needs"
@@ -93,8 +124,10 @@ class TrainBatches:
                 " batch_size or length",
                 "path",
             )
-        self._batch_size = batch_size
-        self._dataset: Any = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+        # Grain's permutation is of 32 bits, and by random access: nothing grows with the windows.
+        check_integer("windows of this length", len(windows))
+        self._batch_size, self._windows = batch_size, windows
+        self._order: Any = grain.MapDataset.range(len(windows)).seed(seed).shuffle().repeat()
 
     def rows(self, step: int, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 of a step's batch, int32[stop - start, length + 1]; reads no others.
@@ -102,6 +135,13 @@ class TrainBatches:
         Raises:
           UserError: step is negative, or the rows are none or outside the batch.
         """
+        return np.stack([self._windows[i] for i in self._numbers(step, start, stop)])
+
+    def weights(self, step: int, start: int, stop: int) -> np.ndarray:
+        """How much the targets of those rows count in the loss, f32[stop - start, length]."""
+        return np.stack([self._windows.weights(i) for i in self._numbers(step, start, stop)])
+
+    def _numbers(self, step: int, start: int, stop: int) -> list[int]:
         whole = all(isinstance(number, int | np.integer) for number in (step, start, stop))
         if not whole or step < 0 or not 0 <= start < stop <= self._batch_size:
             raise UserError(
@@ -110,7 +150,7 @@ class TrainBatches:
                 "batch_size",
             )
         first = int(step) * self._batch_size
-        return np.stack([self._dataset[first + row] for row in range(start, stop)])
+        return [int(self._order[first + row]) for row in range(start, stop)]
 
     def batch(self, step: int) -> np.ndarray:
         """The whole batch of a step, int32[batch_size, length + 1]."""
@@ -123,17 +163,18 @@ def held_out_batches(
     batch_size: int,
     bos: int | None,
     max_windows: int | None = None,
+    weigh: Weigh | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Windows in order, once: (int32[batch_size, length + 1], weights float32[batch_size]) each.
 
     At most max_windows of them, evenly spaced over the stream. The last batch is filled up with
-    repeated rows of weight 0.
+    repeated rows of weight 0. With `weigh` the weights are float32[batch_size, length], of targets.
 
     Raises:
       UserError: not one window fits, or a number is not a positive integer.
     """
     check_integer("batch_size", batch_size)
-    windows = Windows(tokens, length, bos)
+    windows = Windows(tokens, length, bos, weigh)
     if not len(windows):
         raise UserError(
             f"the held-out text has {len(tokens)} tokens, one window needs {length}: raise"
@@ -151,7 +192,10 @@ def held_out_batches(
         for start in range(0, count, batch_size):
             rows = window_numbers[start : start + batch_size]
             weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
-            yield np.stack([windows[int(i)] for i in np.resize(rows, batch_size)]), weights
+            filled = np.resize(rows, batch_size).tolist()
+            if weigh is not None:
+                weights = weights[:, None] * np.stack([windows.weights(i) for i in filled])
+            yield np.stack([windows[i] for i in filled]), weights
 
     return batches()
 

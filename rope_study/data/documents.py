@@ -1,15 +1,15 @@
 """Documents from files or from Python itself, and their split into train and held-out."""
 
-import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rope_study.checks import check, checked
 from rope_study.data.text_files import JSON_ENDINGS, JSON_LINES, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
+from rope_study.paths import files_below, kind_of, matches, to_path
 
 # Longer documents are cut into pieces, each of which begins with BOS.
 MAX_CHARACTERS = 32_768
@@ -40,7 +40,7 @@ def read_documents(path: str) -> list[str]:
       UserError: nothing found, unreadable, not UTF-8, no text, or a wrong line of JSONL.
     """
     path = str(path)
-    texts = _python_texts() if path == "python" else _file_texts(_find_files(path))
+    texts = _python_texts() if path == "python" else _file_texts(find_files(path))
     documents = [text for text in texts if text.strip()]
     if not documents:
         raise UserError(f"{path!r} holds no text: all of it is empty or whitespace", "path")
@@ -80,8 +80,13 @@ def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[st
 def _by_hash(texts: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
     train, evaluation = [], []
     for text in texts:
-        (evaluation if _hash_fraction(text) < held_out else train).append(text)
+        (evaluation if is_held_out(text, held_out) else train).append(text)
     return train, evaluation
+
+
+def is_held_out(text: str, held_out: float) -> bool:
+    """Whether a document is held out, by its own text alone."""
+    return _hash_fraction(text) < held_out
 
 
 def check_fraction(argument: str, value: float) -> None:
@@ -96,19 +101,29 @@ def fingerprint(train: Sequence[str], held_out: Sequence[str]) -> str:
 
     They depend on the text of the documents, their order and their sides, not on where they lie.
     """
-    # A hash of hashes: where one document ends and the next begins counts too.
-    digest = hashlib.sha256(_digest(train) + _digest(held_out))
-    return digest.hexdigest()[:16]
+    return fingerprint_of(map(digest, train), map(digest, held_out))
 
 
-def _digest(documents: Sequence[str]) -> bytes:
-    digests = (hashlib.sha256(document.encode()).digest() for document in documents)
-    return hashlib.sha256(b"".join(digests)).digest()
+def digest(text: str) -> bytes:
+    """What a piece of text goes into the fingerprint with."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def fingerprint_of(train: Iterable[bytes], held_out: Iterable[bytes]) -> str:
+    """`fingerprint` from the digests of both sides' pieces, in parts of any size."""
+    whole = hashlib.sha256()
+    for side in (train, held_out):
+        # A hash of hashes: where one document ends and the next begins counts too.
+        digests = hashlib.sha256()
+        for part in side:
+            digests.update(part)
+        whole.update(digests.digest())
+    return whole.hexdigest()[:16]
 
 
 def _hash_fraction(document: str) -> float:
     """In [0, 1). 48 bits: a float64 holds them exactly, so it never rounds up to 1."""
-    return int.from_bytes(hashlib.sha256(document.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(digest(document)[:6], "big") / 2**48
 
 
 # --- the embedded corpus ----------------------------------------------------------------------
@@ -137,22 +152,29 @@ def _is_package(folder: str) -> bool:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _find_files(path: str) -> list[Path]:
-    root = os.path.expanduser(path)
-    if os.path.isfile(root):
-        return [Path(root)]
-    if os.path.isdir(root):
-        paths = [file for file in Path(root).rglob("*") if ending(file) in TEXT_ENDINGS]
-        problem = f"the folder {path!r} has no file that ends in {', '.join(TEXT_ENDINGS)}"
+def find_files(
+    path: str, endings: Collection[str] = TEXT_ENDINGS, argument: str = "path"
+) -> list[Path]:
+    """The file, the files of a folder with one of the endings, or those that match a glob, sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    root = to_path(path, argument)
+    kind = kind_of(root) if path else None
+    if kind == "file":
+        return [root]
+    if kind == "folder":
+        files = [file for file in files_below(root) if ending(file) in endings]
+        problem = f"the folder {path!r} has no file that ends in {', '.join(endings)}"
     else:
-        paths = [Path(match) for match in glob.glob(root, recursive=True)]
+        files = sorted(match for match in matches(path) if match.is_file())
         problem = (
             f"{path!r} is no file or folder and matches none as a glob.{nearest(path, ['python'])}"
             ' Allowed: "python", a text or JSONL file, a folder, a glob'
         )
-    files = sorted(path for path in paths if path.is_file())
     if not files:
-        raise UserError(problem, "path")
+        raise UserError(problem, argument)
     return files
 
 

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.paths import local_copy, to_path
 
 ENDING = ".gguf"
 
@@ -114,7 +114,7 @@ class _Reader(gguf.GGUFReader):
 
 def _read(file: Path) -> tuple[dict[str, gguf.ReaderField], list[gguf.ReaderTensor]]:
     try:
-        reader = _Reader(file)
+        reader = _Reader(local_copy(file))
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
         if isinstance(error, UserError):
             raise

@@ -8,15 +8,15 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from numcodecs.zstd import decompress  # type: ignore[import-not-found]
 
 from rope_study.errors import UserError
 
 
-def _open_zstd(file: Path, _: str) -> io.BytesIO:
-    return io.BytesIO(decompress(file.read_bytes()))
+def _open_zstd(stream: BinaryIO) -> io.BytesIO:
+    return io.BytesIO(decompress(stream.read()))
 
 
 OPENERS: dict[str, Callable[..., Any]] = {
@@ -25,15 +25,16 @@ OPENERS: dict[str, Callable[..., Any]] = {
 JSON_LINES = [".jsonl", ".ndjson", ".jsonlines"]
 JSON_ENDINGS = [*JSON_LINES, ".json"]
 TABLES = [".csv", ".tsv"]
+PREPARE = "make a store of it with `python -m rope_study.prepare`"
 WRITE_JSONL = 'write its texts as JSON Lines, {"text": "..."} a line'
 
 # (offset, bytes there): what such a file is, and what helps.
 FORMATS = {
     (0, b"PK\x03\x04"): "a zip archive: unpack it",
     (257, b"ustar"): "a tar archive: unpack it",
-    (0, b"PAR1"): f"Parquet: {WRITE_JSONL}",
-    (0, b"ARROW1"): f"Arrow: {WRITE_JSONL}",
-    (0, b"\xff\xff\xff\xff"): f"Arrow: {WRITE_JSONL}",
+    (0, b"PAR1"): f"Parquet: {PREPARE}",
+    (0, b"ARROW1"): f"Arrow: {PREPARE}",
+    (0, b"\xff\xff\xff\xff"): f"Arrow: {PREPARE}",
     (0, b"\x89HDF"): f"HDF5: {WRITE_JSONL}",
     (0, b"SQLite format 3"): f"a database: {WRITE_JSONL}",
     (0, b"%PDF"): "PDF: convert it to text",
@@ -61,8 +62,9 @@ def read_text(file: Path) -> str:
     if ending(file) in TABLES:
         raise UserError(f"{str(file)!r} is a table: {WRITE_JSONL}", "path")
     try:
-        with OPENERS.get(file.suffix.lower(), open)(file, "rb") as stream:
-            content = stream.read()
+        with file.open("rb") as stream:
+            uncompress = OPENERS.get(file.suffix.lower())
+            content = (uncompress(stream) if uncompress else stream).read()
     except (OSError, EOFError, RuntimeError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{str(file)!r} cannot be read ({error})", "path") from error
     for (offset, start), what in FORMATS.items():

@@ -15,6 +15,7 @@ from rope_study.data import passages
 from rope_study.data.text_files import JSON_ENDINGS, ending, json_rows, read_text
 from rope_study.data.tokenizers.base import check_unicode
 from rope_study.errors import UserError, nearest
+from rope_study.paths import kind_of, to_path
 
 ALLOWED = (
     'texts are "default", "domains", a UTF-8 text or JSON Lines file, or a list of strings; if it'
@@ -100,12 +101,11 @@ def _list_texts(items: Sequence[str]) -> Iterable[Text]:
 
 
 def _existing_file(name: str) -> Path:
-    path = os.path.expanduser(name)
-    # os.path, as Path.is_file raises where a whole text, too long for a name, was given.
-    if not os.path.isfile(path):
-        kind = "a folder, not a file" if os.path.isdir(path) else "not a file"
+    path = to_path(name)
+    if (found := kind_of(path)) != "file":
+        kind = "a folder, not a file" if found == "folder" else "not a file"
         raise UserError(f"texts={_short(name)} is {kind}.{nearest(name, ['default', 'domains'])}")
-    return Path(path)
+    return path
 
 
 def _file_texts(file: Path) -> Iterable[Text]:

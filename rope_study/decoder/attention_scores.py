@@ -1,7 +1,8 @@
 """Score functions: biases and other changes between q.k / sqrt(H) and the softmax.
 
-They need all logits at once, so they run on the reference backend only. B batch, T length, N query
-heads, K key/value heads, H head_dim, D d_model; i is a query, j <= i a key, i - j their distance.
+They need all logits at once, so they run on the reference backend only, but for the one that a
+kernel has too. B batch, T length, N query heads, K key/value heads, H head_dim, D d_model; i is a
+query, j <= i a key, i - j their distance.
 """
 
 import dataclasses
@@ -67,6 +68,8 @@ class ScoreInputs:
 
 class ScoreFunction(Component):
     """Base class: a subclass changes the logits, or (TRA) takes the whole softmax over."""
+
+    backends = ("reference",)  # of attention, that have it
 
     def check(self, encoding: Rotary) -> None:
         """Refuses an encoding that it cannot work with."""
@@ -197,6 +200,7 @@ class SoftCap(ScoreFunction):
     """Gemma 2's soft-capping: cap tanh(logits_ij / cap)."""
 
     kind = "soft_cap"
+    backends = ("splash", "reference")
     cap: float = 50.0
 
     def __post_init__(self):

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from rope_study.checks import check_fields
-from rope_study.decoder import attention
 from rope_study.decoder.attention_scores import ScoreFunction
 from rope_study.decoder.norms import QKNorm, QKNormFixed
 from rope_study.decoder.query_scaling import QueryScale
@@ -18,6 +17,8 @@ REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("gelu", "silu")
 LARGEST = 2**24  # of any size
+AUTO, REFERENCE = "auto", "reference"
+ATTENTION = (AUTO, "splash", "cudnn", REFERENCE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class DecoderConfig:
     bos: int | None = None  # the token that every text must begin with (released Gemmas)
     source: str | None = None  # names the weights, and how they are quantised, in figures
     compute_dtype: str = "float32"
-    attention: str = "reference"
+    attention: str = AUTO  # the best backend that runs a layer, or the name of one
     remat: str = "none"  # what the backward pass recomputes: nothing, a layer, or all but products
     scan: bool = True  # compile one repeat of the pattern, not every layer
 
@@ -92,7 +93,7 @@ class DecoderConfig:
 
     def reference_f32(self) -> "DecoderConfig":
         """The same decoder in f32 on the reference backend, which shows every activation."""
-        return dataclasses.replace(self, compute_dtype="float32", attention="reference")
+        return dataclasses.replace(self, compute_dtype="float32", attention=REFERENCE)
 
     def of_layer(self, spec: LayerSpec) -> "DecoderConfig":
         """The same decoder with the shapes that this layer has."""
@@ -145,7 +146,7 @@ def _check(config: DecoderConfig) -> None:
     for name, allowed in (
         ("compute_dtype", DTYPES),
         ("remat", REMAT),
-        ("attention", attention.BACKENDS),
+        ("attention", ATTENTION),
         ("activation", ACTIVATIONS),
     ):
         if getattr(config, name) not in allowed:
@@ -173,12 +174,6 @@ def _check_layer(spec: LayerSpec, config: DecoderConfig) -> None:
         check_traced(spec.rotary, heads, shapes.head_dim, config.compute_dtype, arrays)
     if spec.score_function is not None:
         spec.score_function.check(spec.rotary)
-    if config.attention != "reference" and (spec.score_function or spec.chunk):
-        what = spec.score_function.name if spec.score_function else f"chunk={spec.chunk}"
-        raise UserError(
-            f"{what} runs on the reference backend only, not on attention={config.attention!r}",
-            "attention",
-        )
 
 
 def _check_source(place: int, config: DecoderConfig) -> None:

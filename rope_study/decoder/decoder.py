@@ -113,9 +113,10 @@ class Decoder(nn.Module):
         """Weighted sum over targets int[B, T] of their negative log likelihood, in nats."""
         x, _ = self.features(tokens)
         weights = jnp.ones(tokens.shape, jnp.float32) if weights is None else weights
-        return loss.cross_entropy(
-            x, self.output_table, targets, weights, self.layout, cap=self.config.final_cap
-        )
+        with jax.named_scope("loss"):
+            return loss.cross_entropy(
+                x, self.output_table, targets, weights, self.layout, cap=self.config.final_cap
+            )
 
     def token_losses(self, tokens: Array, targets: Array, edit: Edit | None = None) -> Array:
         """Negative log likelihood f32[B, T] of every target int[B, T], in nats; no gradients."""
@@ -169,7 +170,9 @@ class Decoder(nn.Module):
     ) -> tuple[Array, list[dict], list[KeyValues]]:
         """Features [B, T, D], what the probes measured in each layer, and the keys to keep."""
         c, T = self.config, tokens.shape[1]
-        rows = None if cache is None else start + jnp.arange(T)
+        # The first tokens of a cache have none before them: any backend reads them.
+        first = cache is None or (isinstance(start, int) and start == 0)
+        rows = None if first else start + jnp.arange(T)
         if positions is None:
             positions = jnp.arange(T)[None] if rows is None else rows[None]
         if weights is None:
@@ -214,8 +217,9 @@ class Decoder(nn.Module):
 
             layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
             x, keys = layer(
-                x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows, layer_input
-            )
+                x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows,
+                layer_input, self.layout,
+            )  # fmt: skip
             measured.update(measure(late))
             return self._constrain(x), measured, keys
 

@@ -20,6 +20,7 @@ from rope_study.decoder.norms import normalise, rms_norm
 from rope_study.decoder.query_scaling import keys_read
 from rope_study.errors import UserError
 from rope_study.registry import Component
+from rope_study.sharding import Layout
 from rope_study.sharding.parameter import Parameter
 
 Array = jax.Array
@@ -42,6 +43,7 @@ def layer(
     extend_keys: ExtendKeys | None = None,
     rows: Array | None = None,
     per_layer_input: Array | None = None,
+    layout: Layout | None = None,
 ) -> tuple[Array, KeyValues]:
     """One layer: x[B, T, D] -> [B, T, D], and the keys that it read. Needs no Flax.
 
@@ -54,14 +56,16 @@ def layer(
       extend_keys: adds what it reads besides these tokens' keys; nothing where not given.
       rows: int[T], the places of these tokens among the keys; 0..T-1 where not given.
       per_layer_input: [B, T, P], what the layer reads of the tokens themselves (Gemma 4).
+      layout: the devices, by which the attention backend is chosen and shared.
     """
     config = config.of_layer(spec)
     norm = functools.partial(rms_norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
     added, keys = _attention(
-        norm(x, w["attention_norm"]), w, positions, spec, config, hook, extend_keys, rows
+        norm(x, w["attention_norm"]), w, positions, spec, config, hook, extend_keys, rows, layout
     )
     x = x + (norm(added, w["post_attention_norm"]) if config.post_norms else added)
-    added = _mlp(norm(x, w["mlp_norm"]), w, config)
+    with jax.named_scope("mlp"):
+        added = _mlp(norm(x, w["mlp_norm"]), w, config)
     x = x + (norm(added, w["post_mlp_norm"]) if config.post_norms else added)
     if per_layer_input is not None:
         gate = _activate(_project("btd,dp->btp", x, w["per_layer_gate"]), config)
@@ -81,6 +85,7 @@ def _attention(
     hook: Hook,
     extend_keys: ExtendKeys | None,
     rows: Array | None,
+    layout: Layout | None,
 ) -> tuple[Array, KeyValues]:
     """What attention adds to the residual stream [B, T, D] for normed h[B, T, D], and the keys."""
     q = hook("q", _queries(h, w, positions, spec, config))
@@ -102,15 +107,8 @@ def _attention(
         softmax = functools.partial(_weights_of, spec.score_function, inputs)
     hook("attention", _sum_over_weights(q_rotated, keys["k"], spec, softmax, rows))
     with jax.named_scope("attention"):
-        output = attention.attend(
-            q_rotated,
-            keys["k"],
-            keys["v"],
-            spec.window,
-            config.attention,
-            spec.chunk,
-            softmax,
-            rows,
+        output = attention.attend_by(
+            config, spec, layout, q_rotated, keys["k"], keys["v"], softmax, rows
         )
     return _project("btnh,nhd->btd", hook("attention_output", output), w["o"]), keys
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from rope_study.decoder import attention
 from rope_study.decoder.config import DecoderConfig
 from rope_study.decoder.decoder import Decoder, parameter_tree
 from rope_study.errors import UserError
@@ -22,8 +23,9 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
     """The layout to run this decoder in: kv_heads stay whole where a layer has too few to split.
 
     Raises:
-      UserError: another dimension of an array does not divide over its devices, or rules would
-        split one array twice over the same devices.
+      UserError: another dimension of an array does not divide over its devices, rules would split
+        one array twice over the same devices, or the attention backend that the configuration
+        names does not run on them.
     """
     parameters: dict[str, Any] = flatten_dict(parameter_tree(config), sep=".")
     axes = [
@@ -43,4 +45,6 @@ def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:
     for parameter in parameters.values():
         layout.spec(parameter.axes)
     layout.spec(("batch", "length"))
+    for spec in config.pattern:
+        attention.choose(config, spec, layout)
     return layout

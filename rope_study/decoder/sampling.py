@@ -105,7 +105,7 @@ def generate_tokens(
     check_length(decoder.config, int(lengths.max()) + tokens)
     layout = layout_of(decoder)
     rows = layout.fill(B)
-    decoder = _cached(decoder)
+    decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), decoder.layout)
     options = compiler.lean_options(params, layout)
     generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows], jnp.int32),
@@ -167,9 +167,3 @@ def empty_cache(decoder: Decoder, params: dict, rows: int, length: int) -> list[
     return jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(keys, tokens)
     )
-
-
-def _cached(decoder: Decoder) -> Decoder:
-    """The decoder on the backend that knows caches."""
-    config = dataclasses.replace(decoder.config, attention="reference", remat="none")
-    return Decoder(config, decoder.layout)

@@ -1,5 +1,6 @@
 """Running probes over batches of text."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from rope_study.decoder import (
     layout_of,
     variants,
 )
+from rope_study.decoder.config import AUTO, REFERENCE
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
 from rope_study.paths import to_path
@@ -61,7 +63,7 @@ def run(
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
-    config = decoder.config.reference_f32()
+    config = in_f32(decoder, params)[0].config
     totals, count, context = None, 0, 0
     for tokens, weights in each_batch(config, batches):
         if tokens.shape[1] > context:
@@ -173,14 +175,19 @@ def _check(probes: Sequence[Probe]) -> list[Callable]:
 
 
 def in_f32(decoder: Decoder, params: Any) -> tuple[Decoder, Layout]:
-    """The decoder as probes run it, f32 on the reference backend, and the layout it has then.
+    """The decoder as probes run it, f32 on every device, and the layout it has then.
+
+    By any backend that computes in f32: weights that a probe reads come of their own from the same
+    queries and keys.
 
     Raises:
       UserError: the parameters are of another decoder.
     """
     check_params(decoder.config, params)
-    layout = layout_of(decoder)
-    return Decoder(decoder.config.reference_f32(), layout), layout
+    config, layout = decoder.config, layout_of(decoder)
+    backend = REFERENCE if config.attention == REFERENCE else AUTO
+    config = dataclasses.replace(config, compute_dtype="float32", attention=backend)
+    return Decoder(config, layout), layout
 
 
 # In f32 on every device: otherwise GPUs and TPUs would round the inputs of products.

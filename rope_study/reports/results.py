@@ -55,7 +55,7 @@ def summarise(outcomes: list[Outcome], study: Study, corpus: Corpus) -> dict:
         "corpus": corpus.name,
         "corpus fingerprint": corpus.fingerprint,
         "training tokens": len(corpus.train),
-        "held-out tokens evaluated": outcomes[0].evaluation.losses.size,
+        "held-out tokens evaluated": outcomes[0].evaluation.tokens,
         "sequence length": run.data.length,
         "tokenizer": corpus.tokenizer.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

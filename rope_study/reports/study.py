@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rope_study.files import atomic, write_atomically
+from rope_study.paths import to_path
 from rope_study.reports import html
 from rope_study.reports.results import spread
 
@@ -64,7 +65,7 @@ def write_report(
         ),
     )
     style = html.read("study.css") + _sizes(figures.values())
-    write_atomically(Path(path), html.page(title, body, style))
+    write_atomically(to_path(path), html.page(title, body, style))
 
 
 def _summary(encodings: list[dict]) -> str:

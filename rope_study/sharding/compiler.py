@@ -4,6 +4,8 @@ import functools
 from typing import Any
 
 import jax
+from jax.experimental.layout import Layout as Order
+from jax.experimental.layout import with_layout_constraint
 
 from rope_study.sharding.mesh import Layout
 
@@ -42,6 +44,21 @@ def reading_options(params: Any, layout: Layout) -> Options:
             "xla_cpu_experimental_ynn_fusion_type": "",
         }
     return lean_options(params, layout) | known(options)
+
+
+def in_row_major(arrays: Any, layout: Layout) -> Any:
+    """The same arrays in the memory order of parameters, where several GPUs have summed them.
+
+    To scatter sums along another dimension than the first, XLA keeps that dimension major, and an
+    optimizer would read such gradients across the grain of its other arrays: two H200s kept 92.0 %
+    of the speed of one, and 98.7 % with gradients put in order first (results/scaling_h200.json).
+    """
+    if _platform(layout) != "gpu" or layout.mesh.size == 1:
+        return arrays
+    ordered = jax.tree.map(
+        lambda a: with_layout_constraint(a, Order(major_to_minor=tuple(range(a.ndim)))), arrays
+    )
+    return jax.lax.optimization_barrier(ordered)  # else the reordering fuses with what reads
 
 
 def _platform(layout: Layout) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from rope_study.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
 MeshAxes = tuple[str, ...]
+Device = Any  # a jax.Device, which type checkers do not know for a class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,17 +148,46 @@ class Layout:
 
 
 @checked
-def make_layout(mesh: str = "fsdp=-1", rules: Rules | None = None) -> Layout:
+def make_layout(
+    mesh: str = "fsdp=-1", rules: Rules | None = None, devices: Sequence[Device] | None = None
+) -> Layout:
     """The layout for a mesh written as "data=2,fsdp=-1,tensor=1"; -1 takes what is left.
 
+    Args:
+      mesh: devices along each axis.
+      rules: which axes split what.
+      devices: those of a topology to compile for; all that there are where not given.
+
     Raises:
-      UserError: an unknown axis, a size that is no integer, or sizes that do not fit the devices.
+      UserError: an unknown axis, a size that is no integer, sizes that do not fit the devices, or
+        an axis other than data over several slices of TPUs.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = _fill(_parse_mesh(mesh), len(devices), mesh)
-    shape = tuple(sizes[axis] for axis in MESH_AXES)
-    grid = mesh_utils.create_device_mesh(shape, devices)
-    return Layout(Mesh(grid, MESH_AXES), rules or Rules())
+    return Layout(Mesh(_grid(sizes, devices, mesh), MESH_AXES), rules or Rules())
+
+
+def _grid(sizes: dict[str, int], devices: Sequence[Device], mesh: str) -> np.ndarray:
+    """The devices by the axes of the mesh, neighbours next to each other; slices along data."""
+    slices = _slices(devices)
+    if slices == 1:
+        return mesh_utils.create_device_mesh(tuple(sizes.values()), devices)
+    if sizes["data"] % slices:
+        raise UserError(
+            f"mesh {mesh!r} would split more than batches over {slices} slices of TPUs, whose"
+            f" network is slow: data must be a multiple of {slices}, as in"
+            f" 'data={slices},fsdp=-1'",
+            "mesh",
+        )
+    in_slice = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    return mesh_utils.create_hybrid_device_mesh(in_slice, (slices, 1, 1), devices)
+
+
+def _slices(devices: Sequence[Device]) -> int:
+    """How many slices of TPUs; the hosts of GPUs are numbered alike and are none."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", None) for device in devices})
 
 
 def _parse_mesh(mesh: str) -> dict[str, int]:

@@ -18,14 +18,23 @@ class Evaluation:
     Attributes:
       losses: f32[windows, T], the negative log likelihood of every target; windows are
         independent and all begin with BOS, so position t had t + 1 tokens to read.
+      weights: f32[windows, T], how much each counts; None where all do.
     """
 
     losses: np.ndarray
+    weights: np.ndarray | None = None
 
     @property
     def loss(self) -> float:
-        """Mean over all tokens."""
-        return float(self.losses.mean(dtype=np.float64))
+        """Mean over all tokens that count."""
+        if self.weights is None:
+            return float(self.losses.mean(dtype=np.float64))
+        return float(np.average(self.losses, weights=self.weights.astype(np.float64)))
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens count."""
+        return int(self.losses.size if self.weights is None else np.count_nonzero(self.weights))
 
     @property
     def perplexity(self) -> float:
@@ -34,11 +43,11 @@ class Evaluation:
 
     def mean_and_error(self) -> tuple[float, float]:
         """Mean loss, and its standard error over windows."""
-        return _over_windows(self.losses)
+        return _over_windows(self.losses, self.weights)
 
     def difference(self, other: "Evaluation") -> tuple[float, float]:
         """Mean loss minus the other's on the same windows, and its standard error (paired)."""
-        return _over_windows(self.losses - other.losses)
+        return _over_windows(self.losses - other.losses, self.weights)
 
 
 def evaluate(
@@ -49,8 +58,8 @@ def evaluate(
     Args:
       decoder: the devices of its layout share each batch.
       params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B]); windows of weight 0 are left out, and
-        rows are filled up to divide over the devices.
+      batches: (windows int32[B, T + 1], weights f32[B], or f32[B, T] of targets); windows of
+        weight 0 are left out, and rows are filled up to divide over the devices.
 
     Raises:
       UserError: no windows, an id that the model does not have, or no BOS where it needs it.
@@ -71,10 +80,15 @@ def evaluate(
         rows = layout.fill(len(windows))
         return np.asarray(run(params, layout.place(windows[rows])))[: len(windows)]
 
-    batch_losses = [losses(windows)[weights > 0] for windows, weights in batches]
+    batch_losses, batch_weights = [], []
+    for windows, weights in batches:
+        counting = weights.reshape(len(weights), -1).any(axis=1)
+        batch_losses.append(losses(windows)[counting])
+        batch_weights.append(weights[counting])
     if not sum(map(len, batch_losses)):
         raise UserError("nothing to evaluate: no windows were given, or all have weight 0")
-    return Evaluation(np.concatenate(batch_losses))
+    weights = np.concatenate(batch_weights)
+    return Evaluation(np.concatenate(batch_losses), weights if weights.ndim > 1 else None)
 
 
 # --- how sure ---------------------------------------------------------------------------------
@@ -110,6 +124,7 @@ def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tupl
     return mean, float(error * scipy.special.stdtrit(count - 1, (1 + confidence) / 2))
 
 
-def _over_windows(losses: np.ndarray) -> tuple[float, float]:
-    sums = losses.sum(axis=1, dtype=np.float64)
-    return mean_and_error(sums, np.full(len(sums), losses.shape[1]))
+def _over_windows(losses: np.ndarray, weights: np.ndarray | None) -> tuple[float, float]:
+    weights = np.ones_like(losses) if weights is None else weights
+    sums = (losses * weights).sum(axis=1, dtype=np.float64)
+    return mean_and_error(sums, weights.sum(axis=1, dtype=np.float64))

@@ -1,4 +1,8 @@
-"""A run's scalars: one JSON line a logged step, and the same to TensorBoard."""
+"""A run's scalars: one JSON line a logged step, and the same to TensorBoard.
+
+Objects of a bucket cannot be appended to: there both are written to a temporary folder, and copied
+by `save`, which comes before every checkpoint, so that a run that goes on from it lacks no line.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +10,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from rope_study.files import write_atomically
+from rope_study.files import explained, write_atomically
+from rope_study.paths import Writable
 
 
 class MetricsLog:
@@ -14,11 +19,13 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int):
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
-        self._path = folder / "metrics.jsonl"
+        self._writable = Writable(folder)
+        local = self._writable.local
         earlier = [row for row in read_metrics(folder) if row["step"] < first_step]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in earlier))
-        self._lines = self._path.open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        lines = local / "metrics.jsonl"
+        write_atomically(lines, "".join(json.dumps(row) + "\n" for row in earlier))
+        self._lines = lines.open("a", buffering=1)
+        self._board = SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one step's scalars."""
@@ -26,10 +33,18 @@ class MetricsLog:
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
+    def save(self) -> None:
+        """Copies both to the bucket; on a disk they are there."""
+        self._board.flush()
+        with explained():
+            self._writable.save()
+
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Writes all that is missing, and closes both."""
         self._lines.close()
         self._board.close()
+        with explained():
+            self._writable.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

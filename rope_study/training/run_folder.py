@@ -2,7 +2,7 @@
 
 A run is what its result depends on: model, data, training and seed, and what the encoding computes,
 so that a changed function of the user's own is noticed. Where text lies, the mesh, the attention
-backend, and how often something is logged or saved change nothing.
+backend, in how many parts a batch runs, and what is logged or saved when change nothing.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import jax.numpy as jnp
 import numpy as np
 
@@ -23,14 +22,16 @@ from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
 from rope_study.files import check_writable, read_json, write_atomically
 from rope_study.rotary import Rotary
+from rope_study.training import owner
 from rope_study.training.settings import NONE, Run
 
-RUN_FILE, LOCK_FILE = "run.json", "owner.lock"
+RUN_FILE = "run.json"
 
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
 FREE += ("decoder.trained_length",)  # data.length says it
-FREE += ("train.checkpoint_every", "train.log_every")
+FREE += ("train.checkpoint_every", "train.log_every", "train.profile_steps")
+FREE += ("train.accumulate",)  # other roundings, as other devices have
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)
 
@@ -64,10 +65,10 @@ def owned(run: Run, corpus: Corpus, size: int = 0) -> Iterator[None]:
     now, locks = identity(run, corpus), contextlib.ExitStack()
     with locks:
         sharding.on_main(lambda: _claim(run.folder, now, size, locks))
-        if not sharding.all_agree((run.folder / CHECKPOINTS).is_dir()):
+        if not sharding.all_agree((run.folder / RUN_FILE).exists()):
             raise UserError(
                 f"not every process of this run sees {run.folder}: give a folder on a disk that all"
-                " hosts share",
+                " hosts share, or gs://bucket/folder",
                 "workdir",
             )
         yield
@@ -78,7 +79,7 @@ def _claim(folder: Path, now: dict[str, Any], size: int, locks: contextlib.ExitS
     for path in (folder, folder / CHECKPOINTS):
         check_writable(path, "workdir", size)
     folder.mkdir(parents=True, exist_ok=True)
-    locks.enter_context(_lock(folder))
+    locks.enter_context(owner.held(folder))
     if differing or not (folder / RUN_FILE).exists():
         write_atomically(folder / RUN_FILE, json.dumps(now, indent=1) + "\n")
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
@@ -108,32 +109,12 @@ def _differing(folder: Path, now: dict[str, Any]) -> list[str]:
     return differing
 
 
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Holds a folder for this process; the lock of one of this host that is dead does not count."""
-    file = folder / LOCK_FILE
-    lock = filelock.SoftFileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        owner = file.read_text().split()  # pid, host
-        name = f"process {owner[0]} on {owner[1]}" if len(owner) > 1 else "another process"
-        raise UserError(
-            f"{name} is writing {folder}; nothing was changed: wait for it, or choose a new workdir"
-            f" (if it is dead, delete {file})",
-            "workdir",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def check_new(folder: Path) -> None:
     """Refuses a folder with files in it."""
-    known = {LOCK_FILE}  # left by a process that was killed as it began
     if folder.exists() and (
-        not folder.is_dir() or {path.name for path in folder.iterdir()} - known
+        not folder.is_dir()
+        # What begins so is left by a process that was killed as it began.
+        or any(not path.name.startswith(owner.FILE) for path in folder.iterdir())
     ):
         raise UserError(
             f"{folder} exists and is no run of this project; nothing was changed: choose a new"

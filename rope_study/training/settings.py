@@ -46,12 +46,15 @@ class TrainSettings:
     clip: float
     checkpoint_every: int
     log_every: int
-    init_from: str
+    accumulate: int = 1
+    profile_steps: range = range(0)  # or as text, "10:13"
+    init_from: str = NONE
 
     def __post_init__(self):
         check_fields(self)
-        for name, least in {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1}.items():
-            check_at_least(name, getattr(self, name), least)
+        least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}
+        for name, lowest in least.items():
+            check_at_least(name, getattr(self, name), lowest)
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if not value > 0:
@@ -61,6 +64,7 @@ class TrainSettings:
             if not 0 <= value < below:
                 raise UserError(f"{name}={value} must lie from 0 to below {below}", name)
         check_at_least("weight_decay", self.weight_decay, 0)
+        object.__setattr__(self, "profile_steps", _step_range(self.profile_steps, self.steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,11 @@ class Run:
     data: DataSettings
     train: TrainSettings
     seed: int
+
+    @property
+    def microbatch(self) -> int:
+        """Rows that are on the devices at a time."""
+        return self.data.batch_size // self.train.accumulate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +161,8 @@ def default() -> Config:
     train.checkpoint_every = 200  # steps
     train.log_every = 10  # steps
     train.init_from = NONE  # a checkpoint whose decoder and weights a run begins with
+    train.accumulate = 1  # parts of a batch that run one after the other, where memory is short
+    train.profile_steps = NONE  # steps to trace into profile/ of the run: "10:13" is 10, 11, 12
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.windows = 512  # held-out sequences, evenly spaced; 0: all
@@ -195,8 +206,12 @@ def resolve(config: Config, encodings: Sequence | None = None) -> Study:
     return _study(config, tuple(runs.values()))
 
 
-def resolve_one(config: Config) -> Study:
+def resolve_one(config: Config, vocab_size: int | None = None) -> Study:
     """The one run of config.model, in config.workdir itself.
+
+    Args:
+      config: as `default` makes it.
+      vocab_size: instead of the tokenizer's, which need not be there then.
 
     Raises:
       UserError: as `resolve`, or several seeds.
@@ -206,7 +221,7 @@ def resolve_one(config: Config) -> Study:
             f"seeds={config.seeds}: one run has one seed, such as (0,); a study takes several",
             "seeds",
         )
-    make_run, decoder = _run_maker(config), _base_decoder(config)
+    make_run, decoder = _run_maker(config), _base_decoder(config, vocab_size)
     names = dict.fromkeys(variants.name_of(spec) for spec in decoder.pattern)
     return _study(config, (make_run(" / ".join(names), "", decoder, config.seeds[0], "rotary"),))
 
@@ -251,13 +266,13 @@ def folder_name(name: str) -> str:
     return f"{folder[:100]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _base_decoder(config: Config) -> DecoderConfig:
+def _base_decoder(config: Config, vocab_size: int | None = None) -> DecoderConfig:
     """The decoder before a variant changes it, which knows the length that it is trained on."""
-    tokenizer, length = load_tokenizer(config.data.tokenizer), config.data.length
+    length = config.data.length
     if config.train.init_from == NONE:
-        decoder = decoder_config(config.model, tokenizer.vocab_size)
-        return dataclasses.replace(decoder, trained_length=length)
-    decoder = _checkpoint_decoder(config, tokenizer)
+        size = vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
+        return dataclasses.replace(decoder_config(config.model, size), trained_length=length)
+    decoder = _checkpoint_decoder(config, load_tokenizer(config.data.tokenizer))
     length = max(length, decoder.trained_length or 0)
     return dataclasses.replace(_with_components(decoder, config.model), trained_length=length)
 
@@ -322,6 +337,21 @@ def check_at_least(name: str, value: float, least: float) -> None:
     """Refuses a number below `least`."""
     if value < least:
         raise UserError(f"{name}={value} must be at least {least}", name)
+
+
+def _step_range(steps: str | range, total: int) -> range:
+    """The steps that "first:stop" means, of 0..total-1; "none" are none."""
+    if isinstance(steps, range) or steps == NONE:
+        return steps if isinstance(steps, range) else range(0)
+    numbers = re.fullmatch(r"(\d+):(\d+)", steps)
+    parsed = range(*map(int, numbers.groups())) if numbers else range(0)
+    if not parsed or parsed.stop > total:
+        raise UserError(
+            f"profile_steps={steps!r} must be first:stop within the steps 0:{total}, such as"
+            f" '{max(total - 3, 0)}:{total}', or {NONE!r}",
+            "profile_steps",
+        )
+    return parsed
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:

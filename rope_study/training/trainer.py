@@ -5,9 +5,7 @@ its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 """
 
 import contextlib
-import math
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from tqdm import tqdm
 
 from rope_study.checkpoints import runs
 from rope_study.data import Corpus
-from rope_study.decoder import Decoder, attention, fit_layout
+from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
-from rope_study.sharding import Layout, is_main_process
+from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
 from rope_study.training import run_folder
+from rope_study.training.gradients import Batch, check_rows, loss_and_gradients
 from rope_study.training.initial import continued
-from rope_study.training.metrics import MetricsLog
 from rope_study.training.optimizer import make_optimizer
+from rope_study.training.profiling import StepTrace
+from rope_study.training.progress import Progress
 from rope_study.training.settings import NONE, Run, TrainSettings
 
 
@@ -46,6 +45,7 @@ class Trainer:
         assert decoder.layout is not None
         self.decoder, self.layout, self._seed = decoder, decoder.layout, seed
         self._init_from = settings.init_from
+        self._accumulate = settings.accumulate
         self.optimizer, self.schedule = make_optimizer(settings, decoder.config)
         boxed = jax.eval_shape(self._init, jax.random.key(0))
         self.shardings = self.layout.tree(boxed)
@@ -71,17 +71,15 @@ class Trainer:
             step=jnp.zeros((), jnp.int32), params=params, opt_state=self.optimizer.init(params)
         )
 
-    def _step(self, state: TrainState, windows: jax.Array) -> tuple[TrainState, dict]:
-        """One step on windows int32[B, T + 1]."""
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-
-        def mean_loss(params: dict) -> jax.Array:
-            total: Any = self.decoder.apply({"params": params}, inputs, targets, method="loss")
-            return total / targets.size
-
-        loss, gradients = jax.value_and_grad(mean_loss)(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+    def _step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict]:
+        """One step on a batch."""
+        loss, gradients = loss_and_gradients(
+            self.decoder, state.params, batch, self._accumulate, self.shardings.params
+        )
+        with jax.named_scope("optimizer"):
+            gradients = compiler.in_row_major(gradients, self.layout)
+            updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
@@ -119,10 +117,28 @@ class Trainer:
         done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
         return TrainState(done, restored[runs.PARAMS], restored[runs.OPTIMIZER])
 
+    def lower(self, rows: int, length: int) -> jax.stages.Lowered:
+        """The step's program for `rows` windows of length + 1 tokens, before it is compiled."""
+        sharding = self.layout.sharding("batch", None)
+        windows = jax.ShapeDtypeStruct((rows, length + 1), jnp.int32, sharding=sharding)
+        return self.step.lower(self.abstract_state, windows)
+
     @property
     def checkpoint_size(self) -> int:
         """Bytes of a checkpoint before they are compressed."""
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.abstract_state))
+
+
+def make_trainer(run: Run, layout: Layout) -> Trainer:
+    """The trainer of a run on these devices; nothing is computed yet.
+
+    Raises:
+      UserError: sizes that do not divide over the devices, or an attention backend that cannot run
+        the decoder on them.
+    """
+    layout = fit_layout(run.decoder, layout)
+    check_rows(run.data.batch_size, run.train.accumulate, layout)
+    return Trainer(Decoder(run.decoder, layout), run.train, run.seed)
 
 
 def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
@@ -138,19 +154,13 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
       The decoder and its trained parameters.
 
     Raises:
-      UserError: the folder holds another run, has another owner or cannot be written; sizes that do
-        not divide over the devices; an attention backend that they do not have; or a loss or a
-        state that is no longer finite.
-      KeyboardInterrupt: as it came, with a note on what is saved.
+      UserError: as make_trainer; the processes read different texts; the folder holds another run,
+        has another owner or cannot be written; or a loss or a state that is no longer finite.
+      KeyboardInterrupt: as it came, with a note on what is saved; after a notice of preemption
+        (sharding.preemption) that is the last step.
     """
-    layout = fit_layout(run.decoder, layout)
-    layout.check_rows(run.data.batch_size)
-    if not attention.runs_on(run.decoder.attention, layout):
-        raise UserError(
-            f"attention={run.decoder.attention!r} does not run on these devices", "attention",
-            "give attention='reference'",
-        )  # fmt: skip
-    trainer = Trainer(Decoder(run.decoder, layout), run.train, run.seed)
+    check_same({"the text": corpus.fingerprint})
+    trainer = make_trainer(run, layout)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
         if is_main_process():
             runs.write_model(run.folder, run.decoder, corpus.tokenizer)
@@ -160,21 +170,40 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
 def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     """Steps from the newest checkpoint to the last; returns the parameters."""
     batches = corpus.train_batches(run.seed)
+
+    rows, length = run.data.batch_size, run.data.length
+
+    def batch_of(step: int) -> Batch:
+        place = trainer.layout.place_rows
+        windows = place(lambda start, stop: batches.rows(step, start, stop), (rows, length + 1))
+        if corpus.weigh_train is None:
+            return windows
+        return windows, place(lambda *of: batches.weights(step, *of), (rows, length))
+
     with runs.Manager(run.folder) as manager, _noting(run, manager):
         state = trainer.restore(manager)
         first = int(state.step)
-        with _Progress(run, first) as progress:
+        with (
+            Progress(run, trainer.layout, first) as progress,
+            StepTrace(run, first) as trace,
+            preemption.awaited(),
+        ):
             for step in range(first, run.train.steps):
-                windows = trainer.layout.place_rows(
-                    lambda start, stop, step=step: batches.rows(step, start, stop),
-                    (run.data.batch_size, run.data.length + 1),
-                )
-                state, metrics = trainer.step(state, windows)
+                if preemption.asked():
+                    progress.save()
+                    if step > first and step % run.train.checkpoint_every:
+                        trainer.save(manager, step, state)
+                    raise preemption.Preempted
+                with trace.step(step):
+                    with progress.waiting():
+                        batch = batch_of(step)
+                    state, metrics = trainer.step(state, batch)
+                trace.after(step, metrics)
                 # Reads the step before this one, so that the device never waits for the host.
                 progress.update(step, metrics)
                 done = step + 1
                 if done % run.train.checkpoint_every == 0 or done == run.train.steps:
-                    progress.flush()
+                    progress.save()
                     trainer.save(manager, done, state)
     return state.params
 
@@ -190,64 +219,3 @@ def _noting(run: Run, manager: runs.Manager) -> Iterator[None]:
         saved = f"step {step} of {run.train.steps}" if step else "nothing yet"
         stop.add_note(f"{saved} is saved in {run.folder}; the same command goes on from there")
         raise
-
-
-class _Progress:
-    """Progress bar and metrics log; metrics are read one step late."""
-
-    def __init__(self, run: Run, first: int):
-        main = is_main_process()
-        self._log = MetricsLog(run.folder, first) if main else None
-        self._bar = tqdm(
-            total=run.train.steps,
-            initial=first,
-            desc=f"{run.name} seed {run.seed}",
-            unit="step",
-            disable=not main,
-            mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
-        )
-        self._settings, self._pending = run.train, None
-        self._tokens_a_step = run.data.batch_size * run.data.length
-        self._since, self._at = first, time.monotonic()
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        try:
-            if kind is None:  # else what was raised first counts, and is not hidden by another
-                self.flush()
-        finally:
-            self._bar.close()
-            if self._log:
-                self._log.close()
-
-    def update(self, step: int, metrics: dict) -> None:
-        """Takes one step's metrics, still on the device, and writes the step before."""
-        self.flush()
-        self._pending = step, metrics
-
-    def flush(self) -> None:
-        """Writes the metrics that are held back."""
-        if self._pending is None:
-            return
-        (step, metrics), self._pending = self._pending, None
-        self._bar.update()
-        last = step + 1 == self._settings.steps
-        if step % self._settings.log_every and not last:
-            return
-        scalars = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss became {scalars['loss']} at step {step}",
-                "learning_rate",
-                "lower learning_rate or lengthen warmup",
-            )
-        now = time.monotonic()
-        steps = step + 1 - self._since
-        scalars["tokens_per_second"] = steps * self._tokens_a_step / (now - self._at)
-        self._since, self._at = step + 1, now
-        if self._log:
-            self._log.write(step, scalars)
-        speed = f"{scalars['tokens_per_second']:,.0f}"
-        self._bar.set_postfix({"loss": f"{scalars['loss']:.3f}", "tokens/s": speed}, refresh=False)

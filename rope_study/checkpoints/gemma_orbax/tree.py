@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
-from rope_study.paths import to_path
+from rope_study.paths import absolute, to_path
 
 METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 
@@ -42,7 +42,7 @@ class OrbaxTree:
         self._last: tuple[str, np.ndarray] | None = None  # the array that was read last
         with ocp.PyTreeCheckpointer() as checkpointer:
             # Orbax logs what is wrong with the file and gives None.
-            metadata = checkpointer.metadata(self.folder.absolute()).item_metadata
+            metadata = checkpointer.metadata(absolute(self.folder)).item_metadata
         if metadata is None:
             raise UserError(f"{self.folder / METADATA} cannot be read: it is no Orbax checkpoint")
         self._keys: dict[str, tuple[str, ...]] = {}
@@ -87,7 +87,7 @@ class OrbaxTree:
         args = ocp.args.PyTreeRestore(item=item, restore_args=args_of, partial_restore=True)
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
-                restored = checkpointer.restore(self.folder.absolute(), args=args)
+                restored = checkpointer.restore(absolute(self.folder), args=args)
         except (ValueError, OSError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.folder}: {name} cannot be read: {reason}") from error
@@ -127,8 +127,8 @@ def _checkpoint_folder(path: Path) -> Path:
 
 
 def _candidates(path: Path) -> list[Path]:
-    for depth in (".", "*", "*/*"):
-        if folders := sorted(file.parent for file in path.glob(f"{depth}/{METADATA}")):
+    for depth in ("", "*/", "*/*/"):
+        if folders := sorted(file.parent for file in path.glob(f"{depth}{METADATA}")):
             return folders
     return []
 

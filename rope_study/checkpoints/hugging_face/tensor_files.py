@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
-from rope_study.paths import to_path
+from rope_study.paths import local_copy, to_path
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -167,7 +167,7 @@ def _pickles(files: list[Path]) -> str:
 
 def _opened(file: Path) -> safe_open:
     try:
-        return safe_open(file, framework="numpy")
+        return safe_open(local_copy(file), framework="numpy")
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"{file}{_size(file)} is cut off, corrupt or no safetensors file ({error});"

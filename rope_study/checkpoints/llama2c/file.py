@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.paths import local_copy, to_path
 
 HEADER = struct.Struct("<7i")
 MAGIC = 0x616B3432  # begins the files of later versions, "24ka" in bytes
@@ -76,7 +76,7 @@ def read(path: str | os.PathLike) -> tuple[Header, dict[str, np.ndarray]]:
     header = _read_header(file)
     shapes = _shapes(header)
     expected = HEADER.size + 4 * sum(math.prod(shape) for shape in shapes.values())
-    size = file.stat().st_size
+    size = local_copy(file).stat().st_size
     if size != expected:
         raise UserError(
             f"{file} holds {size:,} bytes and its header asks for {expected:,} ({header}): it is"
@@ -152,7 +152,7 @@ def _shapes(header: Header) -> dict[str, tuple[int, ...]]:
 
 
 def _map_arrays(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    numbers = np.memmap(file, "<f4", mode="r", offset=HEADER.size)
+    numbers = np.memmap(local_copy(file), "<f4", mode="r", offset=HEADER.size)
     arrays, start = {}, 0
     for name, shape in shapes.items():
         stop = start + math.prod(shape)

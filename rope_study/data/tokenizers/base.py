@@ -3,7 +3,6 @@
 import abc
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +12,7 @@ import numpy as np
 from rope_study.checks import check
 from rope_study.errors import UserError
 from rope_study.files import atomic, read_json
-from rope_study.paths import to_path
+from rope_study.paths import is_remote, to_path
 
 
 class Tokenizer(abc.ABC):
@@ -119,10 +118,21 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: the text is not valid Unicode, or the tokenizer has neither.
         """
+        return self.as_document(self.encode(text))
+
+    def as_document(self, ids: np.ndarray) -> np.ndarray:
+        """Ids int32[n + 1] of a document from its own; UserError without BOS and EOS."""
         self.check_separator()
-        ids = self.encode(text)
         parts = [ids, [self.eos]] if self.bos is None else [[self.bos], ids]
         return np.concatenate(parts).astype(np.int32)
+
+    @property
+    def separator(self) -> int:
+        """The id that begins documents in a stream, or ends them: BOS or EOS."""
+        self.check_separator()
+        separator = self.eos if self.bos is None else self.bos
+        assert separator is not None
+        return separator
 
     def check_separator(self) -> None:
         """UserError for a tokenizer with neither BOS nor EOS: documents could not be told apart."""
@@ -181,10 +191,16 @@ class FileTokenizer(Tokenizer):
         """Copies the file into a folder as `file_name`."""
         target = folder / self.file_name
         # A run that goes on may be given the copy in its own folder.
-        if not (target.exists() and target.samefile(self._file)):
+        if not _same_file(target, self._file):
             with atomic(target) as part:
-                shutil.copyfile(self._file, part)
+                part.write_bytes(self._file.read_bytes())
         return self.file_name
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    if is_remote(path) or is_remote(other):
+        return str(path) == str(other)
+    return path.exists() and path.samefile(other)
 
 
 def check_unicode(text: str, place: str) -> None:

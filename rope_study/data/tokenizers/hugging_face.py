@@ -9,6 +9,7 @@ import tokenizers
 from rope_study.data.tokenizers.base import SETTINGS_FILE, FileTokenizer, label, read_object
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
+from rope_study.paths import local_copy
 
 MODEL_FILE = "config.json"
 
@@ -144,7 +145,7 @@ class HuggingFaceTokenizer(FileTokenizer):
 
 def _load(file: Path, name: str) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_file(str(local_copy(file)))
     except Exception as error:  # the library raises nothing more specific
         raise UserError(
             f"tokenizer {name!r} is not a tokenizer.json of Hugging Face ({error})", "tokenizer"

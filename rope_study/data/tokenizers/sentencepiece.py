@@ -12,8 +12,10 @@ from rope_study.data.tokenizers.base import (
     label,
     read_object,
 )
+from rope_study.data.tokenizers.words import Words
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
+from rope_study.paths import local_copy
 
 
 class SentencePieceTokenizer(FileTokenizer):
@@ -29,11 +31,13 @@ class SentencePieceTokenizer(FileTokenizer):
         """
         super().__init__(path)
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(self._file))
+            file = str(local_copy(self._file))
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
             ) from error
+        self._words = Words(self._processor) if Words.apply_to(self._processor) else None
         self.vocab_size = self._processor.vocab_size()
         asked = read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is not False
         bos = self._processor.bos_id()
@@ -53,7 +57,7 @@ class SentencePieceTokenizer(FileTokenizer):
         return super().save(folder)
 
     def _encode(self, text: str) -> list[int]:
-        return self._processor.encode(text)
+        return (self._words or self._processor).encode(text)
 
     def _text(self, ids: list[int]) -> str:
         return self._processor.decode(ids)

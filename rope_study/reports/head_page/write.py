@@ -3,11 +3,11 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import xarray
 
 from rope_study.files import write_atomically
+from rope_study.paths import to_path
 from rope_study.reports import html
 from rope_study.reports.head_page.contents import contents
 
@@ -51,7 +51,7 @@ def write_page(
         data=_as_json(contents(usage, named, maps)),
     )
     script = "".join(html.read(name, PACKAGE) for name in SCRIPTS)
-    write_atomically(Path(path), html.page(title, body, html.read("style.css", PACKAGE), script))
+    write_atomically(to_path(path), html.page(title, body, html.read("style.css", PACKAGE), script))
 
 
 def _as_json(data: dict) -> str:

@@ -1,4 +1,4 @@
-"""Causal attention on arrays.
+"""Causal attention in plain JAX: on any device, with any change of its logits, in blocks.
 
 B batch, T queries, S keys, N query heads, K key/value heads, H head_dim. Query head n reads
 key/value head n // (N / K): N = K is multi-head, K = 1 multi-query, between them grouped-query.
@@ -13,12 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_study.errors import UserError
-from rope_study.sharding import Layout
-
 Array = jax.Array
-
-BACKENDS = ("reference", "cudnn")
 
 # The reference holds logits of all queries up to this many keys, and of so many queries at a time
 # beyond.
@@ -110,17 +105,11 @@ def mix(weights: Array, v: Array) -> Array:
     return mixed.reshape(B, N, T, -1).transpose(0, 2, 1, 3)
 
 
-def runs_on(backend: str, layout: Layout) -> bool:
-    """Whether the layout's devices have the backend."""
-    return backend == "reference" or layout.mesh.devices.flat[0].platform in ("gpu", "cuda")
-
-
 def attend(
     q: Array,
     k: Array,
     v: Array,
     window: int | None = None,
-    backend: str = "reference",
     chunk: int | None = None,
     softmax: Softmax | None = None,
     rows: Array | None = None,
@@ -130,24 +119,10 @@ def attend(
     Args:
       q, k, v: in the compute dtype; logits and softmax are f32.
       window: a query reads itself and the window - 1 keys before it; None reads all.
-      backend: "reference" (any device) or "cudnn" (NVIDIA, bf16).
-      chunk: a query reads keys of its own chunk only; reference backend.
-      softmax: stands in place of the masked softmax; reference backend.
-      rows: int[T], the places of the queries among the keys; 0..T-1 where not given; reference.
+      chunk: a query reads keys of its own chunk only.
+      softmax: stands in place of the masked softmax.
+      rows: int[T], the places of the queries among the keys; 0..T-1 where not given.
     """
-    if backend == "cudnn":
-        if chunk is not None or softmax is not None or rows is not None:
-            raise UserError(
-                "attention='cudnn' has no chunks, no score functions and no cached keys:"
-                " choose 'reference'",
-                "attention",
-            )
-        local = None if window is None else (window - 1, 0)
-        return jax.nn.dot_product_attention(
-            q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
-        )
-    if backend != "reference":
-        raise UserError(f"attention={backend!r} is not one of {', '.join(BACKENDS)}", "attention")
     blocks, rest = _split(q.shape[1], k.shape[1])
     if blocks is None:
         return mix(probabilities(q, k, window, chunk, softmax, rows), v)
