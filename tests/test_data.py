@@ -210,7 +210,7 @@ def test_folder_without_text_and_misspelt_default(tmp_path):
     write(tmp_path / "picture.png", "x")
     refuse("path", "has no file that ends in .txt", data.read_documents, str(tmp_path))
     refuse("path", "Did you mean 'python'", data.read_documents, "pyton")
-    refuse("path", "'' is no file", data.read_documents, "")
+    refuse("path", "'' is no path", data.read_documents, "")
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 1.5, float("nan"), "0.1", None])

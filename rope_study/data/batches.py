@@ -42,6 +42,7 @@ def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
+IDS = ((1, "i"), (1, "u"))  # what a stream of ids is: axes, and kind of numbers
 # (first, last) -> f32[last - first]: how much each token of a stream counts in the loss.
 Weigh = Callable[[int, int], np.ndarray]
 
@@ -59,7 +60,10 @@ class Windows:
     ):
         """Of tokens uint[n] from `tokenize` or a store; UserError for a wrong length."""
         check_integer("length", length)
-        if np.ndim(tokens) != 1 or np.asarray(tokens).dtype.kind not in "iu":
+        array = isinstance(tokens, np.ndarray)
+        if not hasattr(tokens, "__len__") or (
+            array and (tokens.ndim, tokens.dtype.kind) not in IDS
+        ):
             raise UserError("tokens must be one stream of ids, uint[n]", "tokens")
         self._tokens, self._length, self._bos, self._weigh = tokens, length, bos, weigh
 
