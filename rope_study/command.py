@@ -392,7 +392,10 @@ def _entry(flag: str, meaning: str | None) -> str:
 
 def _config_setting(config: ConfigDict, argument: str) -> str | None:
     """Where a configuration holds an argument: "length" is config.data.length."""
-    paths = [path for path, _ in _leaves(config) if f".{path}".endswith(f".{argument}")]
+    # A size is no rule of the same name, unless the argument says that it is.
+    rules = argument.startswith("rules.")
+    names = (path for path, _ in _leaves(config) if path.startswith("rules.") == rules)
+    paths = [path for path in names if f".{path}".endswith(f".{argument}")]
     return f"set {' or '.join(f'config.{path}' for path in paths)}" if paths else None
 
 

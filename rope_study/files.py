@@ -63,9 +63,12 @@ def check_writable(path: str | os.PathLike, argument: str | None = None, size: i
       size: bytes that will be written at the least.
 
     Raises:
-      UserError: no permission, a read-only or full disk, or a path below a file.
+      UserError: no permission, a read-only or full disk, a path below a file, or a name that is not
+        UTF-8.
     """
     folder = to_path(path, argument)
+    if any("\ud800" <= character <= "\udfff" for character in str(folder)):
+        raise UserError(f"{str(folder)!r} is not UTF-8, which NetCDF files need", argument)
     with explained(argument):
         if is_remote(folder):
             _check_bucket_writable(folder)
@@ -152,13 +155,14 @@ def read_json(file: Path, keys: Sequence[str] = (), remedy: str | None = None) -
     """
     try:
         with explained():
-            content = json.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}, no object")
         if missing := [key for key in keys if key not in content]:
             raise ValueError(f"without {', '.join(missing)}")
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(error.problem, remedy=remedy) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error})", remedy=remedy) from error
     return content

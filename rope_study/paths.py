@@ -32,12 +32,14 @@ def to_path(written: str | os.PathLike, argument: str | None = None) -> Path:
       argument: what it was passed as, for errors.
 
     Raises:
-      UserError: another kind of address, a library that is missing, or a bucket that does not
-        answer.
+      UserError: what no file can be called, another kind of address, a library that is missing,
+        or a bucket that does not answer.
     """
+    if not isinstance(written, str | os.PathLike) or not os.fspath(written):
+        raise UserError(f"{written!r} is no path: give that of a file or folder", argument)
     text = os.fspath(written)
     if (address := _ADDRESS.match(text)) is None:
-        return Path(os.path.expanduser(text))
+        return _local(text, argument)
     scheme, bucket = address.groups()
     if scheme not in SCHEMES or not bucket:
         raise UserError(
@@ -49,6 +51,19 @@ def to_path(written: str | os.PathLike, argument: str | None = None) -> Path:
     from etils import epath
 
     return epath.Path(text)  # type: ignore[return-value]
+
+
+def _local(written: str, argument: str | None) -> Path:
+    """A path on a disk; UserError for what no file can be called."""
+    path = Path(os.path.expanduser(written))
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whether it is there is for others to say
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{written!r:.200} is no path ({reason})", argument) from error
+    return path
 
 
 def is_remote(path: Path) -> bool:

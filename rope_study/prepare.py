@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from rope_study.checks import check
 from rope_study.errors import UserError
 from rope_study.paths import to_path
 
@@ -49,7 +50,7 @@ def run() -> None:
         if getattr(f, name) is None:
             raise UserError(f"no {name}: give one, as in --{name}={EXAMPLES[name]}")
     if f.join:
-        out = Path(f.out).expanduser()
+        out = to_path(f.out, "out")
         _report(out, preparation.join(out, f.tokenizer))
         return
     if f.train_tokenizer:
@@ -58,6 +59,7 @@ def run() -> None:
             return
     if f.out is None:
         raise UserError(f"no out: give one, as in --out={EXAMPLES['out']}")
+    check("block_mb", f.block_mb, float)
     settings = preparation.Settings(
         input=f.input, out=to_path(f.out, "out"), tokenizer=f.tokenizer, field=f.field,
         loss=f.loss, held_out=f.held_out, near_duplicates=f.near_duplicates,

@@ -8,11 +8,10 @@ one kind; adding one is a class with a decorator.
 import ast
 import dataclasses
 import inspect
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
+from rope_study.checks import check_fields
 from rope_study.errors import UserError, nearest
 from rope_study.sharding.parameter import Parameter
 
@@ -49,8 +48,7 @@ class Component:
     kind: ClassVar[str]
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            check_type(self.kind, field.name, getattr(self, field.name), field.type)
+        check_fields(self, self.kind)
 
     @property
     def name(self) -> str:
@@ -198,32 +196,3 @@ def _literal(value: Any) -> str:
         return repr(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
-
-
-# --- checks -----------------------------------------------------------------------------------
-
-
-def check_type(owner: str, name: str, value: Any, expected: Any) -> None:
-    """Refuses a value that is not of the annotated type; whole numbers pass as float."""
-    if isinstance(expected, types.UnionType):
-        options = typing.get_args(expected)
-        if value is None and types.NoneType in options:
-            return
-        expected = next(option for option in options if option is not types.NoneType)
-    if typing.get_origin(expected) is tuple:
-        if not isinstance(value, tuple):
-            raise UserError(f"{owner}: {name}={value!r} must be a tuple of numbers")
-        for i, item in enumerate(value):
-            check_type(owner, f"{name}[{i}]", item, typing.get_args(expected)[0])
-        return
-    words = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
-    allowed = (int, float) if expected is float else expected
-    wrong_bool = isinstance(value, bool) and expected is not bool
-    if expected in words and (wrong_bool or not isinstance(value, allowed)):
-        raise UserError(f"{owner}: {name}={value!r} must be {words[expected]}")
-
-
-def check_numbers(owner: str, **values: Any) -> None:
-    """Refuses what is no plain number."""
-    for name, value in values.items():
-        check_type(owner, name, value, float)

@@ -24,7 +24,7 @@ WRONG = {
     "range": ("--config.train.steps=0", r"steps=0 must be at least 1; set config\.train\.steps"),
     "windows": ("--config.probe.windows=0", r"at least 1; set config\.probe\.windows$"),
     "rate": ("--config.train.learning_rate=-1.", r"learning_rate=-1\.0 must be a positive"),
-    "length": ("--config.data.length=1", r"length=1.*set config\.data\.length"),
+    "length": ("--config.data.length=1", r"length=1.*set config\.data\.length$"),
     "batch": (
         "--config.train.accumulate=3",
         r"batch_size=8 is no multiple of 3.* accumulate=3 times 1 device.*set config\.data\.batch",
@@ -126,7 +126,7 @@ def test_one_program_runs_every_command():
     assert refusal.returncode == 2
     assert refusal.stderr.startswith("error: unknown command 'studdy'. Did you mean 'study'?")
     assert set(command.COMMANDS) == {
-        "study", "train", "evaluate", "probe", "generate", "encodings", "plan",
+        "study", "train", "evaluate", "probe", "generate", "encodings", "plan", "prepare",
     }  # fmt: skip
 
 

@@ -210,7 +210,7 @@ def test_folder_without_text_and_misspelt_default(tmp_path):
     write(tmp_path / "picture.png", "x")
     refuse("path", "has no file that ends in .txt", data.read_documents, str(tmp_path))
     refuse("path", "Did you mean 'python'", data.read_documents, "pyton")
-    refuse("path", "'' is no file", data.read_documents, "")
+    refuse("path", "'' is no path", data.read_documents, "")
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 1.5, float("nan"), "0.1", None])
@@ -399,7 +399,7 @@ def test_settings_refuse_numbers_out_of_range(argument, value):
     refuse(argument, f"^{argument}={value!r} must be", data.DataSettings, **SETTINGS | changes)
 
 
-def test_corpus_refuses_before_anything_is_written(tmp_path):
+def test_corpus_refuses_what_does_not_fill_a_batch_or_a_window(tmp_path):
     path = write_corpus(tmp_path)
     refuse("path", "one batch needs 4000", load_corpus, path, batch_size=500)
     refuse("held_out", "one window needs 300", load_corpus, path, length=300, batch_size=1)

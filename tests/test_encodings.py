@@ -470,7 +470,6 @@ def test_describe_counts_cycles_over_the_context(theta, context, p):
     np.testing.assert_allclose(
         description.cycles, context / (2 * np.pi) * theta ** (-np.arange(128) / 128), rtol=1e-12
     )
-    assert description.fraction == np.mean(description.cycles >= 1)
 
 
 def test_description_prints_a_row_a_pair():
@@ -515,13 +514,13 @@ def test_spellings_are_strict():
         "yarn": r"unknown encoding 'yarn'.*'yarn_rope'",
         "yarn_rope(4, contxt=2048)": r"no parameter 'contxt'.*'context'",
         "hope": "missing a required argument: 'context'.*hope",
-        "hope('long')": "context='long' must be a number",
+        "hope('long')": "context='long' must be a finite number",
         "linear_rope(0.5)": "factor=0.5 must be at least 1",
         "yarn_rope(4, 2048, truncate=1)": "truncate=1 must be True or False",
         "yarn_rope(4, 2048, beta_fast=1)": "beta_fast=1 must be above beta_slow",
-        "yarn_rope(4, 2048, mscale='a')": "mscale='a' must be a number",
+        "yarn_rope(4, 2048, mscale='a')": "mscale='a' must be a finite number",
         "longrope([1], (1,), 2048, 4096, 2)": r"short_factor=\[1\] must be a tuple",
-        "longrope((1, 'a'), (1,), 2048, 4096, 2)": r"short_factor\[1\]='a' must be a number",
+        "longrope((1, 'a'), (1,), 2048, 4096, 2)": r"short_factor\[1\]='a' must be a finite number",
         "longrope((0,), (1,), 2048, 4096, 2)": "every number of short_factor must be above 0",
         "llama3_rope(low_freq_factor=4)": "high_freq_factor=4.0 must be above low_freq_factor=4",
         "fope(2048, heads=1.5)": "heads=1.5 must be a whole number",
@@ -529,7 +528,7 @@ def test_spellings_are_strict():
         "learned_rope(partial=2)": "no parameter 'partial'",
         "llama3_rope(partial=2)": r"partial=2 must lie in \[0, 1\]",
         "hope(float('inf'))": "not understood",
-        "hope(1e999)": "context=inf must be at least 1",
+        "hope(1e999)": "context=inf must be a finite number",
     }.items():
         with pytest.raises(UserError, match=message):
             parse(spelling)

@@ -115,7 +115,7 @@ def test_help_has_every_flag_and_field_and_status_0(name, capfd):
     if name in ("study", "train"):
         expected += ["--config", "--config.train.steps=1000", "--config.model.head_dim=None"]
         expected += ["sequences a step, over all devices", "--config.workdir='runs/study'"]
-    elif name != "encodings":
+    elif name not in ("encodings", "prepare", "plan"):
         expected += ["--checkpoint", "--rotary", "--dtype", "--mesh='fsdp=-1'", "--step"]
     for text in expected:
         assert text in printed
@@ -125,7 +125,7 @@ def test_help_has_every_flag_and_field_and_status_0(name, capfd):
 def test_help_of_the_program_names_the_commands(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rope-study", "--help"])
     command.main()
-    assert "study|train|evaluate" in capsys.readouterr().out
+    assert "study|train|prepare|evaluate" in capsys.readouterr().out
 
 
 def test_a_reader_who_has_had_enough_is_no_error():

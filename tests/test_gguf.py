@@ -111,12 +111,6 @@ def test_parameters_are_f32_or_as_asked(tmp_path):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(narrow)} == {"bfloat16"}
 
 
-def test_another_encoding_runs_on_the_same_weights(tmp_path):
-    path, _ = make(tmp_path, LLAMA)
-    decoder, _ = checkpoints.load(path, rotary="p_rope(p=0.5)")
-    assert decoder.config.pattern[0].rotary == rotary.p_rope(0.5)
-
-
 # --- metadata ---------------------------------------------------------------------------------
 
 

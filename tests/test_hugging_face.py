@@ -471,7 +471,7 @@ def test_wrong_folders_are_refused(folder, tmp_path):
     with pytest.raises(UserError, match=r"at google/gemma-2b, nor .*nothing is downloaded"):
         checkpoints.load("google/gemma-2b")
     for path in (None, 3, ""):
-        with pytest.raises(UserError, match=r"is no path: give the folder of a run"):
+        with pytest.raises(UserError, match=r"must be a text or a path|is no path: give that of"):
             checkpoints.load(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no checkpoint in .*config\.json and \*\.safetensors"):
@@ -480,10 +480,10 @@ def test_wrong_folders_are_refused(folder, tmp_path):
         checkpoints.load_tokenizer(folder)
     for content in ("{", "[" * 100_000):
         (folder / "config.json").write_text(content)
-        with pytest.raises(UserError, match=r"config\.json is not readable JSON"):
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
             checkpoints.load(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json must be a JSON object"):
+    with pytest.raises(UserError, match=r"config\.json is damaged \(a list, no object"):
         checkpoints.load(folder)
 
 
@@ -618,10 +618,10 @@ def test_parameters_of_another_decoder_are_not_exported(tmp_path):
     for wrong, message in [
         (
             params | {"final_norm": params["final_norm"][:3]},
-            r"\['final_norm'\] is \(3,\) and",
+            r"'final_norm' is \(3,\) and",
         ),
-        ({k: v for k, v in params.items() if k != "unembedding"}, r"\['unembedding'\] is missing"),
-        (params | {"more": params["final_norm"]}, r"\['more'\] is \(32,\) .* not there"),
+        ({k: v for k, v in params.items() if k != "unembedding"}, r"'unembedding' is missing"),
+        (params | {"more": params["final_norm"]}, r"'more' is \(32,\) .* not there"),
     ]:
         with pytest.raises(UserError, match=message):
             checkpoints.export(Decoder(LLAMA), wrong, tmp_path / "out")

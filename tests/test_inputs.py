@@ -9,7 +9,7 @@ import pytest
 from random_parameters import random_parameters
 
 from rope_study import checkpoints, data, interventions, probes, rotary
-from rope_study.decoder import Decoder, check_tokens, check_vocabulary, presets
+from rope_study.decoder import Decoder, check_params, check_tokens, check_vocabulary, presets
 from rope_study.decoder.sampling import generate, generate_tokens
 from rope_study.errors import UserError
 from rope_study.reports.model import probe
@@ -65,6 +65,40 @@ def test_texts_without_the_bos_that_a_model_needs(model, name):
     decoder = Decoder(GEMMA, one_device())
     with pytest.raises(UserError, match=r"begins with token 5, and this model needs BOS, 2"):
         CALLS[name](decoder, model[1], TOKENS[:, 1:], WEIGHTS[:, 1:])
+
+
+@pytest.mark.parametrize("batch", [TOKENS, [TOKENS], (TOKENS, WEIGHTS, 1), 3])
+def test_what_is_no_pair_of_tokens_and_weights(model, batch):
+    """An array [2, T] is no pair either, whatever it unpacks to."""
+    message = r"batches must be a list of pairs \(tokens int\[B, T\], weights"
+    for call in (
+        lambda: probes.run(*model, [batch], [probes.frequency_usage]),
+        lambda: interventions.repeated_sequences([batch], 1, 2),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_weights_that_count_nothing(model, bad):
+    weights = WEIGHTS.copy()
+    weights[0, 1] = bad
+    with pytest.raises(UserError, match=r"weights must be finite numbers, and 0 leaves"):
+        run(*model, TOKENS, weights)
+
+
+def test_parameters_of_another_decoder(model):
+    """In Flax's own wrapping, of another width, or one missing; others besides are left alone."""
+    decoder, params = model
+    embedding = params["embedding"]
+    for wrong, found in [
+        ({"params": params}, r"'embedding' is missing and the decoder's is \(64, 32\)"),
+        (params | {"embedding": embedding[:, 1:]}, r"'embedding' is \(64, 31\) and"),
+        ({**params, "final_norm": np.ones(3)}, r"'final_norm' is \(3,\) and"),
+    ]:
+        with pytest.raises(UserError, match=found):
+            check_params(CONFIG, wrong)
+    run(decoder, random_parameters(CONFIG) | {"more": embedding}, TOKENS, WEIGHTS)
 
 
 @pytest.mark.parametrize("call", [run, measure])

@@ -181,7 +181,7 @@ WRONG = {
         ["--checkpoint={run}", "--out={out}", "--length=1"],
         r"--length=1: 1 is not integer >= 2",
     ),
-    "no run": (["--checkpoint={out}", "--out={out}"], r"no .*checkpoint|not"),
+    "no run": (["--checkpoint={out}", "--out={out}"], r"no run at .*probed, nor any"),
 }
 
 

@@ -127,7 +127,7 @@ def test_names_are_parsed_strictly():
         with pytest.raises(UserError, match="not understood"):
             rotary.parse(spelling)
     for spelling in ("rope('a')", "p_rope(None)", "p_rope(True)"):
-        with pytest.raises(UserError, match="must be a number"):
+        with pytest.raises(UserError, match="must be a finite number"):
             rotary.parse(spelling)
     with pytest.raises(UserError, match="too many"):
         rotary.parse("rope(1, 2, 3)")

@@ -108,7 +108,7 @@ def test_arithmetic_is_right():
 
 
 def test_built_in_sources():
-    assert load_texts() == load_texts(None) == load_texts("default")
+    assert load_texts() == load_texts("default")
     assert load_texts() == [Text(text, None) for text in PASSAGES]
     loaded = load_texts("domains")
     assert len(loaded) == 18

@@ -139,7 +139,6 @@ def of_draws(draws):
 def test_prop_3_2_gaussian_activations_do_not_decay(encoding):
     moments = theory.prop_3_2(encoding, 64, DISTANCES, samples=4000, seed=1)
     check_gaussian(moments.mean, moments.variance, 4000, 64)
-    assert (moments.expected_mean == 0).all() and (moments.expected_variance == 64).all()
     np.testing.assert_allclose(moments.half_width, 1.96 * 8 / math.sqrt(4000), rtol=0.1)
 
 
@@ -534,7 +533,7 @@ def test_sec_6_1_channel_of_p_rope_does_not_know_distance():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: theory.prop_3_1(np.zeros(8), 1, rope(), 8), "query must be a finite vector"),
+        (lambda: theory.prop_3_1(np.zeros(8), 1, rope(), 8), "query must be one finite vector"),
         (lambda: theory.prop_3_1(np.ones(8), 8, rope(), 8), "distance=8 must lie in"),
         (lambda: theory.prop_3_1(np.ones(7), 1, rope(), 8), "head_dim=7"),
         (lambda: theory.prop_3_1(np.ones(8), 1, [1.0], 8), "do not fit head_dim=8"),

@@ -457,8 +457,8 @@ def test_gemma_always_has_bos(tmp_path):
         (SETTINGS_FILE, {"bos_token": {"a": 1}}, r"bos_token={'a': 1} of .* is not in the voc"),
         (SETTINGS_FILE, {"bos_token": 7}, r"bos_token=7 of .* is not in the voc"),
         (SETTINGS_FILE, {"add_bos_token": "no"}, "add_bos_token='no' of .* must be true or false"),
-        (SETTINGS_FILE, ["bos_token"], "tokenizer_config.json must be a JSON object"),
-        ("config.json", ["model_type"], "config.json must be a JSON object"),
+        (SETTINGS_FILE, ["bos_token"], "tokenizer_config.json is damaged"),
+        ("config.json", ["model_type"], "config.json is damaged"),
     ],
 )
 def test_files_beside_it_that_are_wrong(tmp_path, name, content, message):
@@ -468,7 +468,7 @@ def test_files_beside_it_that_are_wrong(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         data.load_tokenizer(path)
     path.with_name(name).write_text("{")
-    with pytest.raises(UserError, match=f"{name} is not JSON.*mend or remove it"):
+    with pytest.raises(UserError, match=f"{name} is damaged.*mend or remove it"):
         data.load_tokenizer(path)
 
 
@@ -658,8 +658,8 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         (tmp_path / name).write_text(content)
     for spec, message in [
         ("byte", "unknown tokenizer 'byte'. Did you mean 'bytes'\\? Allowed: \"bytes\""),
-        (None, "unknown tokenizer None"),
-        ("", "unknown tokenizer ''"),
+        (None, "None is no path"),
+        ("", "'' is no path"),
         (str(tmp_path / "none.model"), "none.model' is not a file"),
         (str(tmp_path / "none.json"), "none.json' is not a file"),
         (str(tmp_path / "none.bin"), "none.bin' is not a file"),

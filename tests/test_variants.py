@@ -291,16 +291,13 @@ def save(folder, config):
     return params
 
 
-def test_a_trained_model_runs_with_another_encoding(tmp_path):
+def test_a_trained_model_is_loaded_with_another_encoding(tmp_path):
     """One argument: p-RoPE in place of RoPE, with a scale that needs no training."""
     params = save(tmp_path, TINY)
     decoder, loaded = runs.load(tmp_path, rotary="p_rope(p=0.5) + log_n(train_length=16)")
     spec = LayerSpec(rotary.p_rope(0.5), query_scale=query_scaling.LogN(16))
     assert decoder.config.pattern == (spec,)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    tokens = jnp.arange(24)[None]
-    expected = Decoder(decoder.config).apply({"params": params}, tokens)[0]
-    np.testing.assert_allclose(decoder.apply({"params": loaded}, tokens)[0], expected, atol=1e-5)
     with pytest.raises(UserError, match=r"needs .*ss_max_scale.* did not train"):
         runs.load(tmp_path, rotary="rope + ss_max()")
 

@@ -9,17 +9,20 @@ Transformers); names are those of decoder.HOOK_POINTS behind their layer:
 """
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rope_study import rotary
-from rope_study.decoder import Decoder, Probe, check_tokens
+from rope_study.checks import checked
+from rope_study.decoder import Decoder, Probe, check_params, check_tokens
 from rope_study.errors import UserError, nearest
 from rope_study.files import explained
 from rope_study.paths import local_copy, to_path
@@ -64,6 +67,7 @@ class Comparison:
         return "\n".join([*lines, f"{verdict} (tolerance {self.tolerance:g})"])
 
 
+@checked
 def compare(
     decoder: Decoder,
     params: dict,
@@ -86,6 +90,7 @@ def compare(
         golden = _read(to_path(golden, "golden"))
     if "tokens" not in golden:
         raise UserError("golden has no 'tokens': give the int[B, T] that the peer read")
+    check_params(decoder.config, params)
     check_tokens(decoder.config, golden["tokens"], needs_bos=False)
     expected = {name: np.asarray(value) for name, value in golden.items() if name != "tokens"}
     reference = Decoder(decoder.config.reference_f32())
@@ -113,14 +118,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, np.ndarray]:
     """Everything that can be compared, in order, under its name, for tokens int[B, T]."""
-
-    @jax.jit
-    def run(params: dict):
-        apply = lambda *args, **kw: decoder.apply({"params": params}, tokens, *args, **kw)  # noqa: E731
-        logits, aux = apply(probes=[Probe("all", COMPARED, _everything)])
-        return apply(method="embed"), aux["all"], logits
-
-    embedding, layers, logits = run(params)
+    embedding, layers, logits = _run(decoder, params, tokens)
     by_name = {"embedding": embedding}
     for i, layer in enumerate(layers):
         by_name |= {f"layer_{i}/{name}": layer[name] for name in COMPARED if name in layer}
@@ -128,8 +126,19 @@ def activations(decoder: Decoder, params: dict, tokens: jax.Array) -> dict[str, 
     return {name: to_host(value) for name, value in by_name.items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _run(decoder: Decoder, params: dict, tokens: jax.Array) -> Any:
+    """The embedding, COMPARED by layer, and logits."""
+    apply = functools.partial(decoder.apply, {"params": params}, tokens)
+    logits, aux = apply(probes=[_EVERYTHING])
+    return apply(method="embed"), aux[_EVERYTHING.name], logits
+
+
 def _everything(activations: Mapping, weights: jax.Array) -> dict:
     return {name: value for name, value in activations.items() if name in COMPARED}
+
+
+_EVERYTHING = Probe("all", COMPARED, _everything)
 
 
 def _row(name: str, ours: np.ndarray, golden: np.ndarray, tolerance: float) -> Row:

@@ -8,6 +8,7 @@ from rope_study.checkpoints import gemma_orbax, gguf, hugging_face, llama2c, run
 from rope_study.checkpoints.assemble import assemble, check_dtype, check_shapes, refuse_extra
 from rope_study.checkpoints.hugging_face.tensor_files import PICKLE_ENDINGS
 from rope_study.checkpoints.weight_map import OpenCheckpoint, WeightMap
+from rope_study.checks import checked
 from rope_study.data.gguf_file import ENDING as GGUF_ENDING
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
 from rope_study.errors import UserError
@@ -15,6 +16,7 @@ from rope_study.paths import to_path
 from rope_study.rotary import Rotary
 
 
+@checked
 def load(
     path: str | os.PathLike,
     *,
@@ -90,8 +92,6 @@ def load_tokenizer(
 
 def _existing(path: str | os.PathLike) -> Path:
     """~ expanded; UserError for what is no path, or leads nowhere."""
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise UserError(f"checkpoint {path!r} is no path: {RECOGNISED}", "checkpoint")
     existing = to_path(path, "checkpoint")
     if not existing.exists():
         raise UserError(

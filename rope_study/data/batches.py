@@ -1,16 +1,18 @@
 """Batches: a flat stream of tokens in windows, and rows that are a function of (seed, step)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from rope_study.checks import checked
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 
 
-def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
+@checked
+def tokenize(documents: Sequence[str], tokenizer: Tokenizer, progress: bool = False) -> np.ndarray:
     """One flat stream of all documents in order, with a progress bar or not.
 
     Each begins with BOS; for a model without one each ends with EOS.
@@ -26,7 +28,7 @@ def tokenize(documents: list[str], tokenizer: Tokenizer, progress: bool = False)
 
 
 def tokenize_each(
-    documents: list[str], tokenizer: Tokenizer, progress: bool = False
+    documents: Sequence[str], tokenizer: Tokenizer, progress: bool = False
 ) -> list[np.ndarray]:
     """`tokenize` document by document."""
     tokenizer.check_separator()
@@ -40,6 +42,7 @@ def token_dtype(tokenizer: Tokenizer) -> type[np.unsignedinteger]:
     return np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
 
 
+IDS = ((1, "i"), (1, "u"))  # what a stream of ids is: axes, and kind of numbers
 # (first, last) -> f32[last - first]: how much each token of a stream counts in the loss.
 Weigh = Callable[[int, int], np.ndarray]
 
@@ -57,6 +60,11 @@ class Windows:
     ):
         """Of tokens uint[n] from `tokenize` or a store; UserError for a wrong length."""
         check_integer("length", length)
+        array = isinstance(tokens, np.ndarray)
+        if not hasattr(tokens, "__len__") or (
+            array and (tokens.ndim, tokens.dtype.kind) not in IDS
+        ):
+            raise UserError("tokens must be one stream of ids, uint[n]", "tokens")
         self._tokens, self._length, self._bos, self._weigh = tokens, length, bos, weigh
 
     def __len__(self) -> int:
@@ -138,7 +146,8 @@ class TrainBatches:
         return np.stack([self._windows.weights(i) for i in self._numbers(step, start, stop)])
 
     def _numbers(self, step: int, start: int, stop: int) -> list[int]:
-        if step < 0 or not 0 <= start < stop <= self._batch_size:
+        whole = all(isinstance(number, int | np.integer) for number in (step, start, stop))
+        if not whole or step < 0 or not 0 <= start < stop <= self._batch_size:
             raise UserError(
                 f"rows {start}:{stop} of step {step}: steps count from 0, and rows are at least"
                 f" one of 0:{self._batch_size}",

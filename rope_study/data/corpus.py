@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from rope_study.checks import check_fields
 from rope_study.data import batches, documents, store
 from rope_study.data.documents import (
     check_fraction,
@@ -50,6 +51,7 @@ class DataSettings:
     batch_size: int
 
     def __post_init__(self):
+        check_fields(self)
         check_fraction("held_out", self.held_out)
         # With one token a row there is nothing to attend to but BOS.
         batches.check_integer("length", self.length, lowest=2)

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from rope_study.checks import check, checked
 from rope_study.data.text_files import JSON_ENDINGS, JSON_LINES, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
 from rope_study.paths import files_below, kind_of, matches, to_path
@@ -46,12 +47,13 @@ def read_documents(path: str) -> list[str]:
     return documents
 
 
-def pieces(documents: Iterable[str]) -> list[str]:
+@checked
+def pieces(documents: Sequence[str]) -> list[str]:
     """Documents in pieces of at most MAX_CHARACTERS, cut between paragraphs where there are any."""
     return [piece for document in documents for piece in _cut(document) if piece.strip()]
 
 
-def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
+def split(documents: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
     """Pieces to train on and held-out ones, about the fraction held_out of the documents.
 
     A document's own text decides the side of all its pieces: none moves when others are added, and
@@ -62,6 +64,7 @@ def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
       UserError: held_out is outside (0, 1), or one side is empty.
     """
     check_fraction("held_out", held_out)
+    check("documents", documents, Sequence[str])
     train, evaluation = _by_hash(documents, held_out)
     if not train or not evaluation:
         train, evaluation = _by_hash(pieces(documents), held_out)
@@ -74,7 +77,7 @@ def split(documents: list[str], held_out: float) -> tuple[list[str], list[str]]:
     return pieces(train), pieces(evaluation)
 
 
-def _by_hash(texts: list[str], held_out: float) -> tuple[list[str], list[str]]:
+def _by_hash(texts: Sequence[str], held_out: float) -> tuple[list[str], list[str]]:
     train, evaluation = [], []
     for text in texts:
         (evaluation if is_held_out(text, held_out) else train).append(text)
@@ -92,7 +95,8 @@ def check_fraction(argument: str, value: float) -> None:
         raise UserError(f"{argument}={value!r} must be a fraction between 0 and 1", argument)
 
 
-def fingerprint(train: list[str], held_out: list[str]) -> str:
+@checked
+def fingerprint(train: Sequence[str], held_out: Sequence[str]) -> str:
     """16 hexadecimal digits that tell one split corpus from another.
 
     They depend on the text of the documents, their order and their sides, not on where they lie.

@@ -16,7 +16,11 @@ from rope_study.decoder.inputs import (
     check_bos,
     check_ids,
     check_length,
+    check_params,
+    check_text,
     check_tokens,
     check_vocabulary,
+    each_batch,
+    each_pair,
 )
-from rope_study.decoder.layout import fit_layout
+from rope_study.decoder.layout import fit_layout, layout_of

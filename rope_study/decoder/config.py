@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from rope_study.checks import check_fields
 from rope_study.decoder.attention_scores import ScoreFunction
 from rope_study.decoder.norms import QKNorm, QKNormFixed
 from rope_study.decoder.query_scaling import QueryScale
@@ -13,6 +16,7 @@ from rope_study.rotary import Encoding, Rope, Rotary, check_traced
 REMAT = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS = ("gelu", "silu")
+LARGEST = 2**24  # of any size
 AUTO, REFERENCE = "auto", "reference"
 ATTENTION = (AUTO, "splash", "cudnn", REFERENCE)
 
@@ -121,9 +125,16 @@ class DecoderConfig:
 
 
 def _check(config: DecoderConfig) -> None:
+    check_fields(config)
     for name in ("vocab_size", "d_model", "layers", "heads", "kv_heads", "head_dim", "mlp_hidden"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)} must be at least 1", name)
+        size = getattr(config, name)
+        if not 1 <= size <= LARGEST:
+            least = "least 1" if size < 1 else f"most {LARGEST}"
+            raise UserError(f"{name}={size} must be at {least}", name)
+    for name in ("norm_epsilon", "final_cap"):
+        value = getattr(config, name)
+        if value is not None and value < np.finfo(np.float32).tiny:
+            raise UserError(f"{name}={value} must be above 0", name)
     if config.head_dim % 2:
         raise UserError(
             f"head_dim={config.head_dim} is odd: rotary pairs need an even head_dim", "head_dim"
@@ -149,6 +160,7 @@ def _check(config: DecoderConfig) -> None:
 
 
 def _check_layer(spec: LayerSpec, config: DecoderConfig) -> None:
+    check_fields(spec, "pattern")
     for name in ("window", "chunk"):
         value = getattr(spec, name)
         if value is not None and value < 1:

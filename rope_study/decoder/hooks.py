@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from rope_study.checks import check_fields
 from rope_study.errors import UserError
 
 Array = jax.Array
@@ -62,6 +63,7 @@ class Probe:
     finalize: Callable[[list, int, Any], Any] | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self):
+        check_fields(self)
         for name in self.reads:
             if name not in HOOK_POINTS and name not in CONSTANTS:
                 raise UserError(

@@ -7,11 +7,16 @@ from flax.traverse_util import flatten_dict
 
 from rope_study.decoder import attention
 from rope_study.decoder.config import DecoderConfig
-from rope_study.decoder.decoder import parameter_tree
+from rope_study.decoder.decoder import Decoder, parameter_tree
 from rope_study.errors import UserError
-from rope_study.sharding import Layout
+from rope_study.sharding import Layout, one_device
 
 FIELDS = {"embed": "d_model", "mlp": "mlp_hidden", "vocab": "vocab_size"}  # of logical axes
+
+
+def layout_of(decoder: Decoder) -> Layout:
+    """The decoder's own, or one device where it has none."""
+    return decoder.layout or one_device()
 
 
 def fit_layout(config: DecoderConfig, layout: Layout) -> Layout:

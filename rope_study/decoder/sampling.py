@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_study import sharding
+from rope_study.checks import checked
 from rope_study.data import Tokenizer
 from rope_study.decoder.decoder import Decoder
-from rope_study.decoder.inputs import check_length, check_tokens, check_vocabulary
+from rope_study.decoder.inputs import check_length, check_params, check_tokens, check_vocabulary
 from rope_study.decoder.layer import KeyValues
+from rope_study.decoder.layout import layout_of
 from rope_study.errors import UserError
 from rope_study.sharding import compiler
 
 Array = jax.Array
 
 
+@checked
 def generate(
     decoder: Decoder,
     params: dict,
@@ -56,6 +58,7 @@ def generate(
     return [tokenizer.decode(row[row < tokenizer.vocab_size].tolist()) for row in rows]
 
 
+@checked
 def generate_tokens(
     decoder: Decoder,
     params: dict,
@@ -82,21 +85,26 @@ def generate_tokens(
         model does not have, tokens below 1, a negative temperature, or a model that needs BOS and
         did not get it.
     """
-    prompts = np.asarray(prompts)
+    check_params(decoder.config, params)
     check_tokens(decoder.config, prompts)
+    prompts = np.asarray(prompts)
     B, T = prompts.shape
     lengths = np.full(B, T) if lengths is None else np.asarray(lengths)
     if tokens < 1:
-        raise UserError(f"tokens={tokens} must be at least 1")
+        raise UserError(f"tokens={tokens} must be at least 1", "tokens")
     if not temperature >= 0:
-        raise UserError(f"temperature={temperature} must be at least 0; 0 takes the likeliest")
-    if not B or lengths.shape != (B,) or lengths.max() > T:
+        raise UserError(
+            f"temperature={temperature} must be at least 0; 0 takes the likeliest", "temperature"
+        )
+    if not B or lengths.shape != (B,) or lengths.dtype.kind not in "iu" or lengths.max() > T:
         raise UserError(f"lengths={lengths} are not those of prompts {prompts.shape}", "lengths")
     if not lengths.min() > 0:
         raise UserError("a prompt is empty: generation needs at least one token to begin with")
+    if T + tokens >= 2**31:
+        raise UserError(f"tokens={tokens}: positions are counted in int32", "tokens")
     check_length(decoder.config, int(lengths.max()) + tokens)
     # A cache is whole on every device, and so is the text.
-    layout = (decoder.layout or sharding.one_device()).with_rules(length=())
+    layout = layout_of(decoder).with_rules(length=())
     rows = layout.fill(B)
     whole = layout if decoder.layout else None
     decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), whole)

@@ -15,6 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from rope_study.checks import checked
+from rope_study.errors import UserError
 from rope_study.figures.style import (
     BLUE,
     COLOUR_MAP,
@@ -25,16 +27,19 @@ from rope_study.figures.style import (
     label_pairs,
     new_figure,
 )
+from rope_study.probes import datasets
 
 MOST_LABELS = 48  # tokens that can be read along an axis
 
 
+@checked
 def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     """Fig. 5, and Figs. 14 to 16: attention weights of heads on a text, a panel each.
 
     Args:
       maps: title -> attention[query, key], as probes.attention_map gives it.
     """
+    datasets.check_made_by("probes.attention_map", *maps.values())
     columns = min(len(maps), 3)
     rows = math.ceil(len(maps) / columns)
     first = next(iter(maps.values()))
@@ -51,6 +56,7 @@ def attention_patterns(maps: Mapping[str, xr.DataArray]) -> Figure:
     return figure
 
 
+@checked
 def attention_by_band(
     attention: xr.DataArray, contribution: xr.DataArray, bands: Mapping[str, Sequence[int]]
 ) -> Figure:
@@ -61,6 +67,14 @@ def attention_by_band(
       contribution: [query, key, pair] of probes.contribution_map, of the same head and text.
       bands: title -> the rotary pairs of a band, counted from the fastest.
     """
+    datasets.check_made_by("probes.attention_map", attention)
+    datasets.check_made_by("probes.contribution_map", contribution)
+    if not bands:
+        raise UserError("there are no bands to draw", "bands")
+    for name, pairs in bands.items():
+        if not len(pairs) or max(pairs) >= contribution.sizes["pair"]:
+            last = contribution.sizes["pair"] - 1
+            raise UserError(f"bands[{name!r}]={pairs} must be of the pairs 0..{last}", "bands")
     sums = {
         name: contribution.isel(pair=list(pairs)).sum("pair", skipna=False)
         for name, pairs in bands.items()
@@ -84,6 +98,7 @@ def attention_by_band(
     return figure
 
 
+@checked
 def first_token_by_pair(contribution: xr.DataArray) -> Figure:
     """Fig. 7 and App. E.1: what each pair adds to logits on the first token, and on all others.
 
@@ -93,6 +108,7 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
     Args:
       contribution: [query, key, pair] of probes.contribution_map.
     """
+    datasets.check_made_by("probes.contribution_map", contribution)
     rest = contribution.isel(query=slice(1, None))
     lines = {
         "first token": rest.isel(key=0).mean("query"),
@@ -114,12 +130,14 @@ def first_token_by_pair(contribution: xr.DataArray) -> Figure:
     return figure
 
 
+@checked
 def logit_by_pair(contributions: xr.Dataset) -> Figure:
     """Tables 3 to 5: what each pair adds to one logit, beside its Cauchy-Schwarz bound.
 
     Args:
       contributions: of probes.contributions.
     """
+    datasets.check_made_by("probes.contributions", contributions)
     of_logit = contributions.attrs  # a Dataset's method hides an attribute of the same name
     place = f"query {of_logit['query']}, key {of_logit['key']}"
     if "query_token" in of_logit:
@@ -141,12 +159,14 @@ def logit_by_pair(contributions: xr.Dataset) -> Figure:
     return figure
 
 
+@checked
 def head_kinds(named: xr.Dataset) -> Figure:
     """What every head does, by layer and head: its kind's first two letters, and how sure that is.
 
     Args:
       named: of probes.name_heads.
     """
+    datasets.check_made_by("probes.name_heads", named)
     names, scores = named.name.values, named.score.values
     layers, heads = names.shape
     size = (max(1 + 0.45 * heads, 6.5), 2.2 + 0.45 * layers)

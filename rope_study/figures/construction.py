@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from rope_study import theory
+from rope_study.checks import checked
 from rope_study.errors import UserError
 from rope_study.figures.style import BLUE, COLOUR_MAP, RED, new_figure
 
@@ -15,6 +16,7 @@ QUERY, KEY = RED, BLUE
 UP = math.pi / 2
 
 
+@checked
 def construction(
     frequency: float = 1.0, offset: int = 1, tokens: int = 6, epsilon: float = 0.1
 ) -> Figure:

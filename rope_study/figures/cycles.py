@@ -9,10 +9,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from rope_study.checks import checked
 from rope_study.figures.style import COLOUR_MAP, as_text, line_style, new_figure
 from rope_study.rotary import Encoding, describe, rope
 
 
+@checked
 def encoding_cycles(
     encodings: Sequence[str | Encoding], head_dim: int = 256, context: int = 8192
 ) -> Figure:
@@ -54,6 +56,7 @@ def encoding_cycles(
     return figure
 
 
+@checked
 def turning(encoding: Encoding | None = None, head_dim: int = 256, tokens: int = 64) -> Figure:
     """Sec. 2, what RoPE does: the fastest, a middle and the slowest pair over the same tokens.
 

@@ -7,10 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rope_study import theory
+from rope_study.checks import checked
 from rope_study.figures.style import BLACK, BLUE, LINE_COLOURS, LINE_STYLES, RED, new_figure
 from rope_study.rotary import rope
 
 
+@checked
 def decay(
     head_dim: int = 256,
     theta: float = 10_000.0,

@@ -1,14 +1,19 @@
 """Differences in loss between encodings, seed by seed."""
 
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from rope_study.checks import check, checked
+from rope_study.errors import UserError
 from rope_study.figures.style import LINE_COLOURS, as_text, new_figure
 
 
-def paired_differences(rows: list[dict]) -> Figure:
+@checked
+def paired_differences(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Held-out loss minus the first encoding's, nats/token, and 95 % intervals of the mean.
 
     Over several seeds, paired by seed (Student's t); of one seed, over windows, 1.96 standard
@@ -20,9 +25,20 @@ def paired_differences(rows: list[dict]) -> Figure:
         "difference_se" over held-out windows.
     """
     compared = [row for row in rows if "difference" in row]
+    if not compared or not all("name" in row for row in rows):
+        raise UserError(
+            "rows have a name, and but for the first a difference: give 'encodings' of results.json"
+            " of a study of two encodings or more",
+            "rows",
+        )
+    for row in compared:
+        for name in row.keys() & {"difference", "difference_interval", "difference_se"}:
+            check(name, row[name], float)
+            if name != "difference" and row[name] < 0:
+                raise UserError(f"{name}={row[name]} must be at least 0", "rows")
     seeds = len(compared[0].get("differences", [0]))
     over = f"{seeds} seeds, paired" if seeds > 1 else "1 seed, over held-out windows, paired"
-    names = [textwrap.fill(row["name"], 40) for row in compared]
+    names = [textwrap.fill(str(row["name"]), 40) for row in compared]
     figure = new_figure(
         (8, 1.8 + 0.5 * sum(1 + name.count("\n") / 2 for name in names)),
         f"Held-out loss minus that of {rows[0]['name']}\n"

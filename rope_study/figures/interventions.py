@@ -6,9 +6,13 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from rope_study.checks import checked
+from rope_study.errors import UserError
 from rope_study.figures.style import COLOUR_MAP, SKY_BLUE, as_text, new_figure, wrap
+from rope_study.probes import datasets
 
 
+@checked
 def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figure:
     """Loss difference from plain (nats/token, bars one standard error) and one pattern of heads.
 
@@ -17,6 +21,14 @@ def intervention_effects(effects: xr.Dataset, pattern: str = "previous") -> Figu
       pattern: "previous", "diagonal", "first", "entropy" or "total_variation", of
         every head.
     """
+    datasets.check_made_by("interventions.measure", effects)
+    axes = ("intervention", *datasets.BY_HEAD)
+    known = [name for name, values in effects.items() if values.dims == axes and values.size]
+    if pattern not in known:
+        raise UserError(
+            f"pattern={pattern!r} was not measured by head; measured: {', '.join(map(str, known))}",
+            "pattern",
+        )
     names = [str(name) for name in effects.intervention.values]
     by_head = effects[pattern].stack(place=("layer", "head"))
     size = (11, 1.9 + 0.36 * len(names))

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from rope_study import theory
+from rope_study.checks import checked
+from rope_study.errors import UserError
 from rope_study.figures.style import (
     BLACK,
     BLUE,
@@ -25,6 +28,7 @@ from rope_study.figures.style import (
 from rope_study.rotary import Encoding, pair_count, rope
 
 
+@checked
 def prop_3_1(
     distances: Sequence[int] = (0, 40, 100),
     encoding: Encoding | None = None,
@@ -57,6 +61,7 @@ def prop_3_1(
     return figure
 
 
+@checked
 def prop_3_2(
     encoding: Encoding | None = None,
     head_dim: int = 256,
@@ -97,6 +102,7 @@ def prop_3_2(
     return figure
 
 
+@checked
 def thm_5_3(
     contexts: Sequence[int] = (16, 128, 1024),
     epsilon: float = 0.1,
@@ -109,6 +115,8 @@ def thm_5_3(
     points past it. Right: psi spread evenly over the m fastest pairs of the encoding.
     """
     encoding = encoding or rope()
+    if not contexts or min(contexts) < 2:
+        raise UserError(f"thm_5_3: contexts={contexts} must be 2 tokens or more each", "contexts")
     figure = new_figure(
         (10, 4.8), f"Thm. 5.3: norm for attention {1 - epsilon:g} on the query's own position"
     )
@@ -151,13 +159,14 @@ HEADS = {
 }
 
 
-def thm_6_1(frequencies: Sequence[float] | None = None) -> Figure:
+@checked
+def thm_6_1(frequencies: ArrayLike | None = None) -> Figure:
     """Thm. 6.1 for d = 2: the context in which a semantic head fails, by its frequency.
 
     Measured for two heads; the bounds hold for every head. Upright lines are RoPE's slowest pair
     at head_dim 256 for two bases.
     """
-    g = np.geomspace(1e-6, 1, 40) if frequencies is None else np.asarray(frequencies)
+    g = np.geomspace(1e-6, 1, 40) if frequencies is None else np.atleast_1d(frequencies)
     figure = new_figure((7.5, 5), "Thm. 6.1: how far one frequency carries meaning (d = 2)")
     axes = figure.subplots()
     # Every head fails within the bound, so that is as far as there is to search.
@@ -186,6 +195,7 @@ def thm_6_1(frequencies: Sequence[float] | None = None) -> Figure:
     return figure
 
 
+@checked
 def thm_6_1_by_number(
     numbers: Sequence[int] = (1, 2, 3, 4, 5, 6),
     slowest: float = 0.01,
@@ -199,6 +209,8 @@ def thm_6_1_by_number(
     Frequencies lie between `slowest` and ten times that, evenly in their logarithm. Lines are
     medians, bars the middle half of the heads; heads that last longer than `limit` count as limit.
     """
+    if not numbers or slowest <= 0:
+        raise UserError(f"thm_6_1_by_number: numbers={numbers}, slowest={slowest} must be above 0")
     figure = new_figure(
         (7.5, 5),
         "Thm. 6.1 past d = 2: numerical evidence, no proof\n"

@@ -2,17 +2,20 @@
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
+from rope_study.checks import checked
+from rope_study.errors import UserError
 from rope_study.figures.style import as_text, line_style, new_figure
 
 
+@checked
 def loss_curves(
-    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    curves: Mapping[str, Sequence[Any]],
     title: str = "Training loss by encoding",
     x_label: str = "step",
 ) -> Figure:
@@ -20,6 +23,11 @@ def loss_curves(
 
     The smoothed line is a running mean over 2 % of the curve; the legend gives its last value.
     """
+    if not curves:
+        raise UserError("there are no curves to draw", "curves")
+    for name, curve in curves.items():
+        if len(curve) != 2 or np.ndim(curve[0]) != 1 or np.shape(curve[0]) != np.shape(curve[1]):
+            raise UserError(f"curves[{name!r}] must be (steps[S], losses[S])", "curves")
     figure = new_figure((9, 4.7 + 0.12 * len(curves)), title)
     axes, late = figure.subplots(), []
     for index, (name, (steps, losses)) in enumerate(curves.items()):

@@ -14,6 +14,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rope_study.checks import checked
 from rope_study.decoder.attention import key_heads
 from rope_study.errors import UserError
 from rope_study.figures.style import (
@@ -25,42 +26,55 @@ from rope_study.figures.style import (
     new_figure,
     source,
 )
+from rope_study.probes import datasets
 from rope_study.probes.datasets import QUANTITIES
 from rope_study.probes.frequency_usage import slow_bands as find_slow_bands
 
+USAGE = "probes.frequency_usage"
 MOST_COLUMNS, MOST_DOMAINS = 6, 30  # side by side, and on one figure
 
 
+@checked
 def norms_by_layer(usage: xr.Dataset) -> Figure:
     """Fig. 3: mean 2-norm of query and key pairs (dimensionless), [layer, pair]."""
+    datasets.check_made_by(USAGE, usage)
     panels = [(QUANTITIES[name], head_mean(usage, name)) for name in "qk"]
     return heat_maps(f"Queries and keys by layer, mean over heads\n{source(usage)}", [panels])
 
 
+@checked
 def norms_by_head(usage: xr.Dataset, layer: int) -> Figure:
     """Fig. 4: mean 2-norm of one layer's query and key pairs (dimensionless), [head, pair]."""
+    datasets.check_made_by(USAGE, usage)
+    _check_place(usage, "layer", layer)
     panels = [(QUANTITIES[name], usage[name].sel(layer=layer)) for name in "qk"]
     return heat_maps(f"Queries and keys of layer {layer} by head\n{source(usage)}", [panels])
 
 
+@checked
 def value_norms(usage: xr.Dataset) -> Figure:
     """Fig. 13: the control, mean 2-norm of value pairs (dimensionless), [layer, pair].
 
     Values are never rotated; they are cut into the same pairs and should show no pattern.
     """
+    datasets.check_made_by(USAGE, usage)
     panels = [("values (control: never rotated)", head_mean(usage, "v"))]
     return heat_maps(f"Values by layer, mean over heads\n{source(usage)}", [panels])
 
 
+@checked
 def usage_side_by_side(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 3 for several encodings: a column each, queries above keys, one scale for each row."""
+    datasets.check_made_by(USAGE, *usages.values())
     # The columns name the encodings, so what is left to say is mostly one line for all of them.
     sources = [source(usage).replace(f", {name};", ";") for name, usage in usages.items()]
     return _columns("Queries and keys by layer and encoding, mean over heads", usages, sources)
 
 
+@checked
 def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 19: Fig. 3 on texts of several domains, a column each; one scale for each row."""
+    datasets.check_made_by(USAGE, *usages.values())
     if len(usages) > MOST_DOMAINS:
         raise UserError(
             f"usage_by_domain: {len(usages)} domains, and at most {MOST_DOMAINS} fit on a figure:"
@@ -91,7 +105,8 @@ def _columns(title: str, usages: Mapping[str, xr.Dataset], sources: Sequence[str
 # --- lines: single heads, and bands of several models -----------------------------------------
 
 
-def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figure:
+@checked
+def head_usage(usage: xr.Dataset, heads: Mapping[str, Sequence[int]]) -> Figure:
     """Fig. 6, and Figs. 14 to 16: mean 2-norm of the pairs of single heads.
 
     Args:
@@ -99,6 +114,12 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
       heads: label -> (layer, head); the keys are those of the head's key-value head. The grey line
         is the mean over all heads of all layers.
     """
+    datasets.check_made_by(USAGE, usage)
+    if not all(len(place) == 2 for place in heads.values()):
+        raise UserError(f"heads={heads} must be pairs (layer, head)", "heads")
+    for layer, head in heads.values():
+        _check_place(usage, "layer", layer)
+        _check_place(usage, "head", head)
     places = [f"{label} (layer {layer}, head {head})" for label, (layer, head) in heads.items()]
     labels = [as_text(textwrap.fill(place, 55)) for place in places]
     legend_lines = math.ceil(sum(1 + label.count("\n") for label in labels) / 2) + 1
@@ -128,12 +149,18 @@ def head_usage(usage: xr.Dataset, heads: Mapping[str, tuple[int, int]]) -> Figur
     return figure
 
 
+def _check_place(usage: xr.Dataset, axis: str, place: int) -> None:
+    if place not in usage[axis].values:
+        raise UserError(f"{axis}={place} is not one of {usage[axis].values.tolist()}", axis)
+
+
 def _read_keys(usage: xr.Dataset, layer: int, head: int) -> xr.DataArray:
     """Norms of the keys that a query head reads; layers with fewer key heads end in NaN."""
     keys = usage.k.sel(layer=layer).dropna("kv_head", how="all")
     return keys.isel(kv_head=key_heads(usage.sizes["head"], keys.sizes["kv_head"])[head])
 
 
+@checked
 def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
     """Fig. 10: pair norms of models against frequency, and where the band of slow pairs begins.
 
@@ -142,6 +169,7 @@ def slow_bands(usages: Mapping[str, xr.Dataset]) -> Figure:
     models differ in scale. A dotted line is where a band begins (rope_study.probes.slow_bands); a
     model whose slowest pair is not above the mean has none. Unrotated pairs are at the left edge.
     """
+    datasets.check_made_by(USAGE, *usages.values())
     bands = {name: _named_bands(usages, name) for name in "qk"}
     height = 4.4 + 0.19 * sum(1 + label.count("\n") for label, _ in bands["q"])
     figure = new_figure((9, height), "Pair norms against frequency\n" + _sources(usages))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import xarray
 
+from rope_study.checks import check, checked
 from rope_study.decoder import attention
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.registry import check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,11 @@ class Band:
 
         An edit of keys needs whole groups of heads that share them; of queries any will do.
         """
-        places = frozenset((int(layer), int(head)) for layer, head in heads)
+        listed = list(heads) if np.iterable(heads) else heads
+        check("heads", listed, Sequence[Sequence[int]])
+        if not all(len(place) == 2 for place in listed):
+            raise UserError(f"heads={listed} must be pairs (layer, head)", "heads")
+        places = frozenset((int(layer), int(head)) for layer, head in listed)
 
         def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
             pairs = self.choose(frequencies, layer, head)
@@ -43,6 +47,7 @@ class Band:
         return Band(f"{self.name} of {name}", choose)
 
 
+@checked
 def band(
     *,
     fastest: float | None = None,
@@ -85,13 +90,13 @@ def band(
     if frequencies is not None:
         return _by_frequency(f"{_range(frequencies)} rad/token", frequencies, 1.0)
     assert cycles is not None and context is not None  # by the check of `given`
-    check_numbers("band", context=context)
+    if not context:
+        raise UserError("band: context=0 must be at least 1 token", "context")
     name = f"{_range(cycles)} cycles over {context}"
     return _by_frequency(name, cycles, context / (2 * np.pi))
 
 
 def _by_rank(which: str, fraction: float, sign: int) -> Band:
-    check_numbers("band", **{which: fraction})
     if not 0 < fraction <= 1:
         raise UserError(
             f"band: {which}={fraction} must lie in (0, 1], the fraction of pairs", which
@@ -106,10 +111,8 @@ def _by_rank(which: str, fraction: float, sign: int) -> Band:
 
 def _by_index(indices: int | Sequence[int]) -> Band:
     pairs = np.unique(np.atleast_1d(indices))
-    if not np.issubdtype(pairs.dtype, np.integer) or not pairs.size or pairs[0] < 0:
-        raise UserError(
-            f"band: indices={indices!r} must be whole numbers from 0, at least one", "indices"
-        )
+    if not pairs.size:
+        raise UserError("band: indices=[] must be at least one", "indices")
 
     def choose(frequencies: np.ndarray, layer: int, head: int) -> np.ndarray:
         if pairs[-1] >= len(frequencies):
@@ -134,7 +137,8 @@ def _by_frequency(name: str, limits: tuple[float, float], unit: float) -> Band:
 
 
 def _range(limits: tuple[float, float]) -> str:
-    if len(limits) != 2 or not 0 <= limits[0] <= limits[1]:
+    pair = np.asarray(limits)
+    if pair.shape != (2,) or pair.dtype.kind not in "iuf" or not 0 <= pair[0] <= pair[1]:
         raise UserError(f"band: {limits!r} must be two numbers, the lower first, from 0 on")
     return f"{limits[0]:g} to {limits[1]:g}"
 
@@ -153,12 +157,14 @@ def _known(frequencies: np.ndarray, layer: int) -> np.ndarray:
 TOLERANCE = 0.01
 
 
+@checked
 def pair_products(usage: xarray.Dataset) -> np.ndarray:
     """float64[L, N, P]: mean |q^(k)| |k^(k)| of every head's pairs, from frequency_usage.
 
     Over all queries and keys of the texts, each with each, the mean of the product is the product
     of the means, which the probe has. It bounds the mean size of what the pair adds to a logit.
     """
+    datasets.check_made_by("probes.frequency_usage", usage, drawn=False)
     q, k = usage["q"].to_numpy(), usage["k"].to_numpy()
     products = np.full_like(q, np.nan)
     for layer, group in enumerate(_group_sizes(usage)):
@@ -173,6 +179,7 @@ def _group_sizes(usage: xarray.Dataset) -> list[int]:
     return [heads // int((~np.isnan(k[:, 0])).sum()) for k in usage["k"].to_numpy()]
 
 
+@checked
 def band_share(usage: xarray.Dataset, band: Band) -> xarray.DataArray:
     """[layer, head]: the band's part of the sum of mean |q^(k)| |k^(k)| over all pairs."""
     products = pair_products(usage)
@@ -186,6 +193,7 @@ def band_share(usage: xarray.Dataset, band: Band) -> xarray.DataArray:
     return xarray.DataArray(shares, dims=datasets.BY_HEAD, attrs=attributes)
 
 
+@checked
 def random_band(
     usage: xarray.Dataset, band: Band, seed: int = 0, *, by_key_head: bool = False
 ) -> Band:

@@ -123,7 +123,7 @@ def _then(first: Change, second: Change) -> Change:
 
 def _as_list(interventions: Intervention | Sequence[Intervention]) -> list[Intervention]:
     """One or several as a list; UserError for what is none."""
-    chain = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    chain = list(interventions) if np.iterable(interventions) else [interventions]
     for entry in chain:
         if not isinstance(entry, Intervention):
             raise UserError(

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rope_study.checks import checked
 from rope_study.errors import UserError
 from rope_study.interventions.bands import Band
-from rope_study.registry import check_numbers
 
 EDITABLE = ("q", "k", "q_rotated", "k_rotated")
 
@@ -50,6 +50,7 @@ class Intervention:
         return "; ".join([f"{self.kind} {self.band.name}", *places])
 
 
+@checked
 def ablate(
     band: Band,
     *,
@@ -71,6 +72,7 @@ def ablate(
     return _make("ablate", band, on, layers, heads, factor=0.0)
 
 
+@checked
 def rescale(
     band: Band,
     factor: float,
@@ -83,12 +85,10 @@ def rescale(
 
     On both q and k it is the square of the factor.
     """
-    check_numbers("rescale", factor=factor)
-    if not np.isfinite(factor):
-        raise UserError(f"rescale: factor={factor} must be finite", "factor")
     return _make(f"rescale by {factor:g}", band, on, layers, heads, factor=float(factor))
 
 
+@checked
 def unrotate(
     band: Band,
     *,
@@ -103,6 +103,7 @@ def unrotate(
     return _make("unrotate", band, ("q_rotated", "k_rotated"), layers, heads, unrotated=True)
 
 
+@checked
 def permute(
     band: Band,
     *,
@@ -124,7 +125,7 @@ def permute(
     """
     if order is None:
         return _make("reverse", band, ("q", "k"), layers, heads, order="reverse")
-    order = tuple(int(i) for i in order)
+    order = tuple(map(int, order))
     if sorted(order) != list(range(len(order))):
         raise UserError(
             f"permute: order={order} must have each of 0..{len(order) - 1} once", "order"
@@ -142,12 +143,8 @@ def _make(
     unrotated: bool = False,
     order: tuple[int, ...] | str | None = None,
 ) -> Intervention:
-    if not isinstance(band, Band):
-        raise UserError(
-            f"{kind}: {band!r} is no band; make one, such as band(fastest=0.25)", "band"
-        )
     on = (on,) if isinstance(on, str) else tuple(on)
-    for name in on:
+    for name in on or [""]:
         if name not in EDITABLE:
             raise UserError(f"{kind}: on={name!r} is not one of {', '.join(EDITABLE)}", "on")
     # Names say what is unusual only.
@@ -167,7 +164,7 @@ def _make(
 def _numbers(axis: str, numbers: int | Sequence[int] | None) -> tuple[int, ...] | None:
     if numbers is None:
         return None
-    array = np.atleast_1d(numbers)
-    if array.dtype.kind != "i" or not array.size or array.ndim > 1:
-        raise UserError(f"{axis}={numbers!r} must be a whole number or several", axis)
-    return tuple(sorted(set(array.tolist())))
+    several = sorted(set(np.atleast_1d(numbers).tolist()))
+    if not several:
+        raise UserError(f"{axis}={numbers!r} names none", axis)
+    return tuple(several)

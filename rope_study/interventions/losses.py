@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_study.checks import checked
 from rope_study.decoder import Decoder, DecoderConfig, check_tokens
+from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import Intervention
 from rope_study.probes import datasets
@@ -22,6 +24,7 @@ Array = jax.Array
 Options = tuple[tuple[str, Any], ...]
 
 
+@checked
 def token_losses(
     decoder: Decoder,
     params: dict,
@@ -36,11 +39,16 @@ def token_losses(
       decoder, params: as checkpoints.load gives them.
       batches: int32[B, T], of one length T.
       interventions: by name, each one or several that act together; () is the plain decoder.
+
+    Raises:
+      UserError: as `measure`.
     """
     losses_of = loss_reader(decoder, params)
-    rows = list(batches)
+    rows = list(batches) if np.iterable(batches) else [batches]
     for tokens in rows:
         check_tokens(decoder.config, tokens)
+    if len({np.shape(tokens)[1] for tokens in rows}) != 1:
+        raise UserError("token_losses: give one batch at least, all of one length T", "batches")
     config = datasets.with_trained_frequencies(decoder.config, params)
     edits = {name: changes(config, chain) for name, chain in interventions.items()}
     return {
@@ -53,7 +61,7 @@ def loss_reader(
     decoder: Decoder, params: dict
 ) -> Callable[[dict[str, Change], np.ndarray], np.ndarray]:
     """(changes, tokens int32[B, T]) -> float64[B, T - 1]."""
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     options = tuple(compiler.reading_options(params, layout).items())
     run = _compiled(probed.config, layout, options)
 

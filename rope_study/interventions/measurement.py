@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_length, check_tokens
+from rope_study.checks import checked
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_length, each_batch, each_pair
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
@@ -37,6 +38,7 @@ PATTERNS = {
 }
 
 
+@checked
 def measure(
     decoder: Decoder,
     params: dict,
@@ -85,7 +87,7 @@ def measure(
     texts = _checked(decoder, batches)
     context = max(tokens.shape[1] for tokens, _ in texts)
     check_length(decoder.config, context)
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     repeated = repeated_sequences(texts, copies, copy_length, seed)
     options = tuple(compiler.reading_options(params, layout).items())
     losses_of = loss_reader(decoder, params)
@@ -119,6 +121,7 @@ def measure(
     )
 
 
+@checked
 def repeated_sequences(
     batches: Sequence[Batch], copies: int, length: int, seed: int = 0
 ) -> Batch | None:
@@ -138,9 +141,12 @@ def repeated_sequences(
             f"copy_length={length} must be at least 2: the first of a copy is a guess",
             "copy_length",
         )
-    starts = np.unique(np.concatenate([tokens[:, 0] for tokens, _ in batches]))
+    texts = list(each_pair(batches))
+    if not texts:
+        raise UserError("repeated_sequences: no batches were given", "batches")
+    starts = np.unique(np.concatenate([tokens[:, 0] for tokens, _ in texts]))
     bos = starts if len(starts) == 1 else starts[:0]
-    ids = np.unique(np.concatenate([tokens[weights > 0] for tokens, weights in batches]))
+    ids = np.unique(np.concatenate([tokens[weights > 0] for tokens, weights in texts]))
     ids = np.setdiff1d(ids, bos)
     if not len(ids):
         raise UserError(
@@ -154,16 +160,15 @@ def repeated_sequences(
 
 
 def _checked(decoder: Decoder, batches: Iterable[Batch]) -> list[Batch]:
-    checked = list(batches)
-    if not checked:
+    texts = list(each_batch(decoder.config, batches))
+    if not texts:
         raise UserError("measure: no batches were given", "batches")
-    for tokens, weights in checked:
-        check_tokens(decoder.config, tokens, weights)
+    for _, weights in texts:
         if not weights[:, 1:].any():
             raise UserError(
                 "measure: a batch has no text of two tokens or more: nothing to predict", "batches"
             )
-    return checked
+    return texts
 
 
 # --- attention --------------------------------------------------------------------------------

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder
+from rope_study.decoder import Decoder, check_text
 from rope_study.probes import datasets
 from rope_study.probes.one_text import (
     check_index,
-    check_tokens,
     query_and_key_coordinates,
     read_activations,
 )
@@ -69,7 +68,7 @@ def _maps(
     heads: list[int],
     pieces: Sequence[str] | None,
 ) -> xarray.DataArray:
-    ids = check_tokens(decoder, tokens)
+    ids = check_text(decoder.config, tokens)
     coordinates = query_and_key_coordinates(len(ids), pieces)
     weights = read_activations(decoder, params, ids[None], _read_weights, np.array(heads))
     return xarray.DataArray(

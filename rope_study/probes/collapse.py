@@ -16,10 +16,11 @@ import ml_dtypes
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig
+from rope_study.checks import check
+from rope_study.decoder import Decoder, DecoderConfig, check_text
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.one_text import check_tokens, token_labels
+from rope_study.probes.one_text import token_labels
 from rope_study.probes.run import in_f32
 from rope_study.sharding import Layout
 
@@ -44,9 +45,10 @@ def representational_collapse(
       By `length`: `l1`, `l2` and `largest` of the difference, `relative` = l2 over the 2-norm of
       v_n(x), and `equal_in_bf16`, the share of dimensions that bf16 cannot tell apart.
     """
-    ids, counts = check_tokens(decoder, tokens), np.asarray(lengths)
-    integers = counts.ndim == 1 and len(counts) and np.issubdtype(counts.dtype, np.integer)
-    if not integers or counts.min() < 1 or counts.max() > len(ids):
+    ids = check_text(decoder.config, tokens)
+    check("lengths", lengths, Sequence[int])
+    counts = np.asarray(lengths)
+    if not len(counts) or counts.min() < 1 or counts.max() > len(ids):
         raise UserError(f"lengths={lengths} must be whole numbers from 1 to {len(ids)}", "lengths")
     texts = np.full((len(counts), int(counts.max()) + 1), ids[0])
     for text, n in zip(texts, counts, strict=True):
@@ -80,7 +82,7 @@ def representational_collapse(
 
 def _last_two(decoder: Decoder, params: dict, texts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """f32[R, 2, D]: features at places n - 1 and n of R texts int[R, T], a few at a time."""
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     batch = len(layout.fill(min(ROWS, len(texts))))
     # All batches have one shape, which compiles once: the first texts again at the end.
     batches = np.resize(np.arange(len(texts)), (-(-len(texts) // batch), batch))
@@ -124,14 +126,14 @@ def token_influence(
     Raises:
       UserError: a decoder whose layers read the tokens anew (Gemma 4), past the embedding.
     """
-    ids = check_tokens(decoder, tokens)
+    ids = check_text(decoder.config, tokens)
     labels = token_labels(pieces, len(ids))
     if decoder.config.per_layer_dim:
         raise UserError(
             "token_influence follows the embedding only, and every layer of this decoder reads"
             " the tokens anew"
         )
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     squares = _squares(probed.config, layout, params, jnp.asarray(ids))
     coordinates: dict[str, tuple] = {
         "position": ("position", np.arange(len(ids)), {"units": "token"})

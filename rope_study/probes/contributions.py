@@ -15,12 +15,11 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.decoder import Decoder, attention
+from rope_study.decoder import Decoder, attention, check_text
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.one_text import (
     check_index,
-    check_tokens,
     query_and_key_coordinates,
     read_activations,
     token_labels,
@@ -57,7 +56,7 @@ def contributions(
       `logit_bound`, that of the bounds, and `scaled`, logit / sqrt(head_dim). It is q.k of the
       layer: what a logit function adds to it (ALiBi) or makes of it (a cap) comes after.
     """
-    ids = check_tokens(decoder, tokens)
+    ids = check_text(decoder.config, tokens)
     query, key = check_index(query, len(ids), "query"), check_index(key, len(ids), "key")
     labels = token_labels(pieces, len(ids))
     source = _source(decoder, params, layer, head)
@@ -99,7 +98,7 @@ def contribution_map(
     T x T x H/2 numbers are held. Arguments as of `contributions`; pieces come as the coordinates
     `query_token` and `key_token`.
     """
-    ids = check_tokens(decoder, tokens)
+    ids = check_text(decoder.config, tokens)
     coordinates = query_and_key_coordinates(len(ids), pieces)
     source = _source(decoder, params, layer, head)
     layers = read_activations(decoder, params, ids[None], _read_head, source.head, source.kv_head)

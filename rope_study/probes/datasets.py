@@ -2,17 +2,85 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray
 
 from rope_study import rotary
 from rope_study.decoder import DecoderConfig
+from rope_study.errors import UserError
 
 BY_HEAD = ("layer", "head")
 BY_KV_HEAD = ("layer", "kv_head")
 QUANTITIES = {"q": "queries", "k": "keys", "v": "values"}
+
+
+# --- what others take ---------------------------------------------------------------------------
+
+
+class Made(NamedTuple):
+    """What is read of data: variables with their axes ("": an array itself), and attributes."""
+
+    variables: Mapping[str, tuple[str, ...]]
+    attributes: tuple[str, ...]
+
+
+SOURCE, OF_A_HEAD = ("model", "tokens", "context"), ("layer", "head")
+USAGE = {
+    "q": (*BY_HEAD, "pair"),
+    "k": (*BY_KV_HEAD, "pair"),
+    "v": (*BY_KV_HEAD, "pair"),
+    "inverse_frequency": ("layer", "pair"),
+}
+PATTERNS = {name: BY_HEAD for name in ("first", "delimiter", "selective", "by_distance")}
+MADE_BY = {
+    "probes.frequency_usage": Made(USAGE, (*SOURCE, "text")),
+    "probes.head_patterns": Made({**PATTERNS, "offset_mass": (*BY_HEAD, "offset")}, ()),
+    "probes.name_heads": Made({"name": BY_HEAD, "score": BY_HEAD}, ()),
+    "probes.attention_map": Made({"": ("query", "key")}, OF_A_HEAD),
+    "probes.contribution_map": Made(
+        {"": ("query", "key", "pair"), "inverse_frequency": ("pair",)}, OF_A_HEAD
+    ),
+    "probes.contributions": Made(
+        {name: ("pair",) for name in ("contribution", "bound", "inverse_frequency")},
+        (*OF_A_HEAD, "query", "key", "logit", "logit_bound"),
+    ),
+    "interventions.measure": Made(
+        {name: ("intervention",) for name in ("loss_difference", "loss_difference_se")},
+        (*SOURCE, "texts"),
+    ),
+}
+
+
+def check_made_by(maker: str, *given: Any, drawn: bool = True) -> None:
+    """Refuses what is not data as that function gives, or has nothing along an axis.
+
+    Attributes are asked for where it is drawn only, as arithmetic with xarray drops them.
+
+    Raises:
+      UserError: naming what is missing.
+    """
+    variables, names = MADE_BY[maker]
+    remedy = f"give what {maker} gives"
+    if not given:
+        raise UserError("there is nothing to draw", remedy=remedy)
+    for data in given:
+        known = {"": data, **getattr(data, "coords", {}), **getattr(data, "data_vars", {})}
+        for name, axes in variables.items():
+            there = known.get(name)
+            sizes = there.sizes if isinstance(there, xarray.DataArray) else {}
+            if tuple(sizes) != axes or not all(sizes.values()):
+                found = ", ".join(f"{axis}={size}" for axis, size in sizes.items()) or "none"
+                raise UserError(
+                    f"{name or 'an array'} by {', '.join(axes)} is needed, and there is {found}",
+                    remedy=remedy,
+                )
+        if drawn and (missing := [name for name in names if name not in data.attrs]):
+            raise UserError(f"the attribute {missing[0]!r} is missing", remedy=remedy)
+
+
+# --- how they are made --------------------------------------------------------------------------
 
 
 def variable(dims: tuple[str, ...], layers: list, long_name: str, units: str = "1") -> tuple:

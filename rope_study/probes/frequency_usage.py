@@ -16,7 +16,9 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
+from rope_study.checks import checked
 from rope_study.decoder import DecoderConfig, Probe
+from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.run import sum_tokens
 
@@ -55,6 +57,7 @@ def _finalize(totals: list[dict], context: int, config: DecoderConfig) -> xarray
 frequency_usage = Probe("frequency_usage", ("q", "k", "v"), _measure, _finalize)
 
 
+@checked
 def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
     """Where the band of slow, much used pairs begins, as the paper reads off its Fig. 10.
 
@@ -71,6 +74,9 @@ def slow_bands(usage: xarray.Dataset, name: str = "k") -> list[xarray.Dataset]:
       `relative_norm`[pair], norm over mean norm; `begins`, the frequency (rad/token) of the
       band's fastest pair, NaN where there is no band; and the attribute `layers`.
     """
+    datasets.check_made_by("probes.frequency_usage", usage, drawn=False)
+    if name not in ("q", "k"):
+        raise UserError(f"slow_bands: name={name!r} is not one of q, k", "name")
     frequencies = usage.inverse_frequency.values
     keys = [row.tobytes() for row in frequencies]
     bands = []

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
+from rope_study.checks import checked
 from rope_study.data import Tokenizer
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
@@ -50,6 +51,7 @@ KINDS = tuple(MEANINGS)
 POSITIONAL = ("diagonal", "previous")  # heads of these names, as in Sec. 5 of the paper
 
 
+@checked
 def head_patterns(
     *,
     tokenizer: Tokenizer | None = None,
@@ -86,6 +88,7 @@ def head_patterns(
     return Probe("head_patterns", ("attention", "tokens", "key_counts"), measure, finalize)
 
 
+@checked
 def delimiter_ids(tokenizer: Tokenizer) -> list[int]:
     """The ids whose text is nothing but punctuation or line ends, spaces aside."""
     pieces = tokenizer.pieces(range(tokenizer.vocab_size))
@@ -229,6 +232,7 @@ def _explained(y: np.ndarray, pairs: np.ndarray, square: np.ndarray) -> np.ndarr
     return between / np.maximum(square, np.finfo(np.float64).tiny)
 
 
+@checked
 def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Dataset:
     """Names heads by what they attend to, from the dataset of `head_patterns`.
 
@@ -251,6 +255,7 @@ def name_heads(patterns: xarray.Dataset, threshold: float = 0.5) -> xarray.Datas
       `scores`[layer, head, kind], `name`[layer, head], and `score`[layer, head], that of its name
       (of a mixed head, the largest).
     """
+    datasets.check_made_by("probes.head_patterns", patterns)
     if not 0 <= threshold <= 1:
         raise UserError(f"name_heads: threshold={threshold} must lie in [0, 1]", "threshold")
     offsets = patterns.offset_mass

@@ -14,6 +14,7 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
+from rope_study.checks import checked
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
@@ -23,6 +24,7 @@ from rope_study.probes.run import sum_tokens
 Array = jax.Array
 
 
+@checked
 def massive_values(factor: float = 5.0) -> Probe:
     """M of every dimension and rotary pair of q, k (before rotation) and v, and which are massive.
 

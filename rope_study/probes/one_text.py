@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_bos, check_ids, check_length
+from rope_study.checks import check
+from rope_study.decoder import Decoder, DecoderConfig, Probe
 from rope_study.decoder.hooks import HOOK_POINTS
 from rope_study.errors import UserError
 from rope_study.probes.run import in_f32
@@ -30,7 +31,7 @@ def read_activations(
     Returns:
       One tree of NumPy arrays a layer. All layers are held: let `read` take little of long texts.
     """
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     rows = layout.fill(len(tokens))
     placed = layout.place(tokens[rows])
     layers = _read_activations(probed.config, layout, read, params, placed, arguments)
@@ -61,25 +62,6 @@ def _read_activations(
 # --- what users pass --------------------------------------------------------------------------
 
 
-def check_tokens(
-    decoder: Decoder, tokens: Sequence[int] | np.ndarray, least: int = 1
-) -> np.ndarray:
-    """int32[T] of one text, refusing other shapes, unknown ids and too few tokens."""
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise UserError(
-            f"tokens of shape {ids.shape} and type {ids.dtype} are not one text: pass its ids,"
-            " int[T], such as a row of encode_batch",
-            "tokens",
-        )
-    if len(ids) < least:
-        raise UserError(f"the text has {len(ids)} token(s), and {least} are needed", "tokens")
-    check_ids(decoder.config, ids)
-    check_bos(decoder.config, ids[None])
-    check_length(decoder.config, len(ids))
-    return ids.astype(np.int32)
-
-
 def check_index(value: int, count: int, name: str) -> int:
     """value, refused where it is not one of 0..count-1."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
@@ -100,6 +82,7 @@ def query_and_key_coordinates(length: int, pieces: Sequence[str] | None) -> dict
 
 def token_labels(pieces: Sequence[str] | None, length: int) -> np.ndarray | None:
     """object[length], the label of every token, such as Tokenizer.pieces gives; None for none."""
+    check("pieces", pieces, Sequence[str] | None)
     if pieces is not None and len(pieces) != length:
         raise UserError(f"{len(pieces)} pieces do not label {length} tokens", "pieces")
     return None if pieces is None else np.array(list(pieces), object)

@@ -20,6 +20,7 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
+from rope_study.checks import checked
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
@@ -31,6 +32,7 @@ Array = jax.Array
 BY_PAIR = ("layer", "head", "pair")
 
 
+@checked
 def rotary_outliers(factor: float = 2.0) -> Probe:
     """Norms and angles of every pair, which pairs are outliers, and how many stay within a turn.
 

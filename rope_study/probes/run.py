@@ -11,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
+from rope_study.checks import checked
 from rope_study.decoder import (
     Decoder,
     DecoderConfig,
     Edit,
     Probe,
     check_length,
-    check_tokens,
+    check_params,
+    each_batch,
+    layout_of,
     variants,
 )
 from rope_study.decoder.config import AUTO, REFERENCE
@@ -25,7 +28,7 @@ from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
 from rope_study.paths import to_path
 from rope_study.probes import datasets
-from rope_study.sharding import Layout, compiler, one_device
+from rope_study.sharding import Layout, compiler
 
 Array = jax.Array
 
@@ -55,14 +58,14 @@ def run(
 
     Raises:
       UserError: what is no probe, no batches or only padding, or texts that decoder.inputs
-        refuses: ids that the model does not have, padding on the left, no BOS where it needs it.
+        refuses: ids that the model does not have, padding on the left, no BOS where it needs it; or
+        parameters of another decoder.
     """
     finalizers = _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
-    config = in_f32(decoder)[0].config
+    config = in_f32(decoder, params)[0].config
     totals, count, context = None, 0, 0
-    for tokens, weights in batches:
-        check_tokens(config, tokens, weights)
+    for tokens, weights in each_batch(config, batches):
         if tokens.shape[1] > context:
             check_length(config, tokens.shape[1])
         tokens, weights = fill_batch(layout, tokens, weights)
@@ -91,7 +94,7 @@ def compiled(
 
     Of `params` only the types are read.
     """
-    probed, layout = in_f32(decoder)
+    probed, layout = in_f32(decoder, params)
     options = compiler.reading_options(params, layout)
     return layout, _jitted(probed.config, layout, tuple(probes), edit, tuple(options.items()))
 
@@ -130,6 +133,7 @@ def describe(config: DecoderConfig) -> str:
     return shape if config.source is None else f"{config.source}, {shape}"
 
 
+@checked
 def save(dataset: xarray.Dataset, path: str | Path) -> None:
     """Writes NetCDF (.nc) or Zarr (.zarr), whichever the path ends in, whole or not at all.
 
@@ -155,6 +159,8 @@ def save(dataset: xarray.Dataset, path: str | Path) -> None:
 
 def _check(probes: Sequence[Probe]) -> list[Callable]:
     """What makes each probe's dataset of its sums; UserError where it is none or has none."""
+    if not isinstance(probes, list | tuple) or not probes:
+        raise UserError(f"probes={probes!r} must be a list of probes, at least one", "probes")
     for probe in probes:
         if not isinstance(probe, Probe):
             name = getattr(probe, "__name__", probe)
@@ -169,13 +175,17 @@ def _check(probes: Sequence[Probe]) -> list[Callable]:
     return finalizers
 
 
-def in_f32(decoder: Decoder) -> tuple[Decoder, Layout]:
+def in_f32(decoder: Decoder, params: Any) -> tuple[Decoder, Layout]:
     """The decoder as probes run it, f32 on every device, and the layout it has then.
 
     By any backend that computes in f32: weights that a probe reads come of their own from the same
     queries and keys.
+
+    Raises:
+      UserError: the parameters are of another decoder.
     """
-    config, layout = decoder.config, decoder.layout or one_device()
+    check_params(decoder.config, params)
+    config, layout = decoder.config, layout_of(decoder)
     backend = REFERENCE if config.attention == REFERENCE else AUTO
     config = dataclasses.replace(config, compute_dtype="float32", attention=backend)
     return Decoder(config, layout), layout

@@ -14,15 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, DecoderConfig, Probe
+from rope_study.checks import checked
+from rope_study.decoder import Decoder, DecoderConfig, Probe, check_text
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.one_text import check_index, check_tokens, read_activations
+from rope_study.probes.one_text import check_index, read_activations
 from rope_study.probes.run import exact_einsum
 
 Array = jax.Array
 
 
+@checked
 def sinks(place: int = 0, thresholds: Sequence[float] = (0.3, 0.8), bins: int = 20) -> Probe:
     """alpha of the token at a place, 0 for the first: its mean, its distribution and its sink rate.
 
@@ -135,7 +137,7 @@ def perturbation_spread(
       each layer, and `relative`, over the norm of the text's own. `bos` is "with" and "without";
       positions are those with BOS, and that of BOS is NaN without.
     """
-    ids = check_tokens(decoder, tokens, least=2)
+    ids = check_text(decoder.config, tokens, least=2)
     place = check_index(place, len(ids), "place")
     if place == 0:
         raise UserError("place=0 is BOS, which is kept or left out; replace a later token", "place")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
+from rope_study.checks import checked
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
@@ -28,6 +29,7 @@ BANDS = {"low": (0, 1 / 4), "middle": (1 / 4, 3 / 4), "high": (3 / 4, 1)}
 WINDOWS = {"hann": np.hanning, "none": np.ones}
 
 
+@checked
 def spectral(length: int = 64, window: str = "hann") -> Probe:
     """Band shares and selectivity of attention rows by layer and head.
 

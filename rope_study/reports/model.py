@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from rope_study import figures, probes
 from rope_study.data import Text, Tokenizer
-from rope_study.decoder import Decoder, check_vocabulary
+from rope_study.decoder import Decoder, check_vocabulary, layout_of
 from rope_study.errors import UserError
 from rope_study.figures.attention import MOST_LABELS
 from rope_study.figures.usage import MOST_DOMAINS
 from rope_study.files import atomic
 from rope_study.probes import Probe
 from rope_study.reports import head_page
-from rope_study.sharding import is_main_process, one_device
+from rope_study.sharding import is_main_process
 
 # What --probes takes. Each is made for the tokenizer of the model.
 PROBES: dict[str, Callable[[Tokenizer], Probe]] = {
@@ -131,7 +131,7 @@ def _batches(
 
     The lengths are few, as each is compiled: powers of 2, and that of the longest text.
     """
-    layout = decoder.layout or one_device()
+    layout = layout_of(decoder)
     batch = len(layout.fill(min(batch, len(texts))))
     tokens, weights = tokenizer.encode_batch([text.text for text in texts], length)
     lengths = np.count_nonzero(weights, axis=1)

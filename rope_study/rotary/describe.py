@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 
+from rope_study.checks import checked
 from rope_study.errors import UserError
-from rope_study.rotary.encoding import Encoding, Rotary, check_at_least
+from rope_study.rotary.encoding import Encoding, Rotary, check_at_least, check_theta
 from rope_study.rotary.registry import name_of, parse
 
 
@@ -49,6 +50,7 @@ class Description:
         return "\n".join(lines)
 
 
+@checked
 def describe(encoding: str | Rotary, head_dim: int, context: int) -> Description:
     """Cycles over the context, c_k = g_k L / 2 pi, of every pair; print it for a table.
 
@@ -81,6 +83,10 @@ def describe(encoding: str | Rotary, head_dim: int, context: int) -> Description
     )
 
 
+@checked
 def p_star(context: float, theta: float) -> float:
     """p* = ln(L / 2 pi) / ln(theta): where RoPE's frequencies pass one cycle over L."""
+    check_theta(theta)
+    if context <= 0:
+        raise UserError(f"context={context} must be above 0", "context")
     return math.log(context / (2 * math.pi)) / math.log(theta)

@@ -5,15 +5,15 @@ g_k = theta^(-2(k-1)/d) radians per token, fastest first. B batch, T length, N h
 """
 
 import abc
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import numpy as np
 
+from rope_study.checks import check
 from rope_study.errors import UserError
-from rope_study.registry import Component, Registry, check_numbers
+from rope_study.registry import Component, Registry
 from rope_study.rotary.rotation import pair_count, rotate
 
 Array = jax.Array
@@ -82,13 +82,14 @@ def check_fraction(owner: str, **values: float) -> None:
 
 def check_theta(theta: float) -> None:
     """Refuses what is no base."""
-    if not (math.isfinite(theta) and theta > 1):
-        raise UserError(f"theta={theta} must be a finite number above 1 (10_000 in Gemma)")
+    check("theta", theta, float)
+    if theta <= 1:
+        raise UserError(f"theta={theta} must be above 1 (10_000 in Gemma)")
 
 
 def check_at_least(least: float, owner: str, **values: float) -> None:
-    """Refuses numbers below `least` and those that are not finite."""
-    check_numbers(owner, **values)
+    """Refuses what is no finite number from `least` on."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value >= least):
+        check(name, value, float, owner)
+        if value < least:
             raise UserError(f"{owner}: {name}={value} must be at least {least}")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rope_study.checks import checked
 from rope_study.errors import UserError
 
 Array = jax.Array
@@ -17,6 +18,7 @@ Numbers = TypeVar("Numbers", jax.Array, np.ndarray)
 LAYOUTS = ("half_split", "interleaved")
 
 
+@checked
 def pair_count(head_dim: int) -> int:
     """head_dim / 2, refusing what cannot be split into pairs."""
     if head_dim < 2 or head_dim % 2:
@@ -55,9 +57,9 @@ def convert_layout(x: Numbers, source: str, target: str) -> Numbers:
     for layout in (source, target):
         if layout not in LAYOUTS:
             raise UserError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    half = pair_count(np.shape(x)[-1] if np.ndim(x) else 0)
     if source == target:
         return x
-    half = pair_count(x.shape[-1])
     split = (2, half) if source == "half_split" else (half, 2)
     return x.reshape(*x.shape[:-1], *split).swapaxes(-1, -2).reshape(x.shape)
 

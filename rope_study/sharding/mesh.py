@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rope_study.checks import checked
 from rope_study.errors import UserError, nearest
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
@@ -42,6 +43,8 @@ class Rules:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
+            if not isinstance(given, str | tuple | list | None):
+                given = repr(given)
             names = given.replace(" ", "").split(",") if isinstance(given, str) else given or ()
             axes = tuple(filter(None, names))
             if not set(axes) <= set(MESH_AXES) or len(axes) != len(set(axes)):
@@ -159,6 +162,7 @@ class Layout:
         return self.place_rows(lambda start, stop: batch[start:stop], batch.shape)
 
 
+@checked
 def make_layout(
     mesh: str = "fsdp=-1", rules: Rules | None = None, devices: Sequence[Device] | None = None
 ) -> Layout:

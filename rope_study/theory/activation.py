@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rope_study.checks import checked
 from rope_study.errors import UserError
 from rope_study.rotary import Encoding, pair_count, pairs
 
@@ -36,13 +37,36 @@ def frequencies_of(encoding: Frequencies, head_dim: int) -> np.ndarray:
     return frequencies
 
 
-def vector(x: ArrayLike, name: str) -> np.ndarray:
-    """float64[..., d] of what was passed as `name`, refusing what is not finite or is all zero."""
+def vector(x: ArrayLike, name: str, zero: bool = False) -> np.ndarray:
+    """float64[d] of what was passed as `name`; zero only where that is allowed."""
+    x = vectors(x, name)
+    if x.ndim > 1 or not (zero or x.any()):
+        raise UserError(f"{name} must be one finite vector that is not zero", name)
+    return x
+
+
+def vectors(x: ArrayLike, name: str) -> np.ndarray:
+    """float64[..., d] of finite numbers that were passed as `name`."""
     x = np.asarray(x, np.float64)
-    if x.ndim == 0 or not np.isfinite(x).all() or not x.any():
-        raise UserError(f"{name} must be a finite vector that is not zero", name)
+    if not x.ndim:
+        raise UserError(f"{name}={x} must be a vector, of head_dim numbers", name)
     pair_count(x.shape[-1])
     return x
+
+
+def phases(frequencies: np.ndarray, distances: ArrayLike) -> np.ndarray:
+    """float64[m, R] radians: how far each of [m] frequencies turns over each of [R] distances."""
+    if np.ndim(distances) > 1:
+        raise UserError(f"distances of shape {np.shape(distances)} must be [R]", "distances")
+    with np.errstate(over="ignore"):
+        turned = np.outer(frequencies, np.asarray(distances, np.float64))
+    if np.abs(turned).max(initial=0.0) > 2**53:
+        raise UserError(
+            f"frequencies up to {np.abs(frequencies).max():g} rad/token turn so far over"
+            f" {np.abs(distances).max():g} tokens that float64 does not know where they point",
+            "frequencies",
+        )
+    return turned
 
 
 def check_distance(distance: int, context: int, name: str) -> None:
@@ -53,6 +77,7 @@ def check_distance(distance: int, context: int, name: str) -> None:
         )
 
 
+@checked
 def activations(
     query: ArrayLike, key: ArrayLike, encoding: Frequencies, distances: ArrayLike
 ) -> np.ndarray:
@@ -66,21 +91,22 @@ def activations(
     Returns:
       float64[..., R].
     """
-    query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
-    if query.shape[-1:] != key.shape[-1:]:
+    query, key = vectors(query, "query"), vectors(key, "key")
+    if query.shape[-1] != key.shape[-1]:
         raise UserError(
             f"query {query.shape} and key {key.shape} differ in head_dim, the last axis"
         )
     (q1, q2), (k1, k2) = pairs(query), pairs(key)
     frequencies = frequencies_of(encoding, query.shape[-1])
-    angles = np.outer(frequencies, np.asarray(distances, np.float64))  # [d/2, R]
+    angles = phases(frequencies, distances)
     return (q1 * k1 + q2 * k2) @ np.cos(angles) + (q1 * k2 - q2 * k1) @ np.sin(angles)
 
 
+@checked
 def rotate_key(x: ArrayLike, encoding: Frequencies, distance: float) -> np.ndarray:
     """R^distance x, float64[..., d]: every pair turned forward by distance * frequency."""
-    x = np.asarray(x, np.float64)
-    angles = frequencies_of(encoding, x.shape[-1]) * distance
+    x = vectors(x, "x")
+    angles = phases(frequencies_of(encoding, x.shape[-1]), distance)[:, 0]
     turned = np.empty_like(x)
     (first, second), (to_first, to_second) = pairs(x), pairs(turned)
     to_first[...] = first * np.cos(angles) - second * np.sin(angles)
@@ -99,6 +125,7 @@ class Peak(NamedTuple):
     lead: float  # over the best of all other distances; 0 where the maximum is not unique
 
 
+@checked
 def prop_3_1_key(query: ArrayLike, distance: int, encoding: Frequencies) -> np.ndarray:
     """The key float64[d] whose activation is largest at that distance behind the query.
 
@@ -108,6 +135,7 @@ def prop_3_1_key(query: ArrayLike, distance: int, encoding: Frequencies) -> np.n
     return rotate_key(vector(query, "query"), encoding, distance)
 
 
+@checked
 def prop_3_1(query: ArrayLike, distance: int, encoding: Frequencies, context: int) -> Peak:
     """Prop. 3.1: a query and a distance have a key whose activation is maximal there: no decay.
 
@@ -145,6 +173,7 @@ class Gaussian(NamedTuple):
     expected_variance: np.ndarray  # d
 
 
+@checked
 def prop_3_2(
     encoding: Frequencies,
     head_dim: int,
@@ -178,6 +207,7 @@ def prop_3_2(
     return Gaussian(distances, drawn.mean(0), half_width, variance, zeros, zeros + head_dim)
 
 
+@checked
 def fig_2a(encoding: Frequencies, head_dim: int, distances: ArrayLike) -> np.ndarray:
     """Fig. 2a: q = k = all ones has activation 2 sum_k cos(g_k r), float64[R], which decays.
 
@@ -185,4 +215,4 @@ def fig_2a(encoding: Frequencies, head_dim: int, distances: ArrayLike) -> np.nda
     by itself, not queries and keys that are independent.
     """
     frequencies = frequencies_of(encoding, head_dim)
-    return 2 * np.cos(np.outer(np.asarray(distances, np.float64), frequencies)).sum(-1)
+    return 2 * np.cos(phases(frequencies, distances)).sum(0)

@@ -5,15 +5,25 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rope_study.decoder import Decoder, DecoderConfig, Edit, Probe, presets
+from rope_study.checks import checked
+from rope_study.decoder import (
+    Decoder,
+    DecoderConfig,
+    Edit,
+    Probe,
+    check_params,
+    check_text,
+    presets,
+)
 from rope_study.errors import UserError
 from rope_study.rotary import Encoding, Rotary
-from rope_study.theory.activation import check_distance
+from rope_study.theory.activation import check_distance, phases
 
 # --- Prop. 5.2 --------------------------------------------------------------------------------
 
@@ -26,11 +36,14 @@ def _all_weights(activations: Mapping[str, Any], weights: jax.Array) -> jax.Arra
 _ATTENTION = Probe("attention", ("attention",), _all_weights)
 
 
+@checked
 def first_layer_attention(
     config: DecoderConfig, params: dict, tokens: Sequence[int], edit: Edit | None = None
 ) -> np.ndarray:
     """Attention f32[N, T, T] of a decoder's first layer on one text int[T]."""
-    return np.asarray(_first_layer_attention(config, edit, params, jnp.asarray([tokens]))[0])
+    check_params(config, params)
+    ids = check_text(config, tokens)
+    return np.asarray(_first_layer_attention(config, edit, params, jnp.asarray(ids[None]))[0])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -45,9 +58,10 @@ def _first_layer_attention(
 @functools.partial(jax.jit, static_argnums=0)
 def _random_weights(config: DecoderConfig, seed: int) -> dict:
     variables = Decoder(config).init(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))
-    return dict(variables["params"])
+    return nn.unbox(dict(variables["params"]))
 
 
+@checked
 def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.ndarray:
     """Prop. 5.2: the first layer's attention f32[N, 3, 3] on [BOS, x, x], random weights.
 
@@ -66,9 +80,13 @@ def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.n
     # Encodings without arrays of their own share the weights, and what was compiled to make them.
     trained = isinstance(encoding, Encoding) and encoding.trained
     weights = _random_weights(config if trained else presets.tiny(), seed)
-    params = jax.tree.map(lambda a: a * weight_scale, weights)
+    scale = np.float32(weight_scale)
+    params = jax.tree.map(lambda a: a * scale, weights)
     # [BOS, x, x]; with random weights the ids mean nothing.
-    return first_layer_attention(config, params, (0, 1, 1))
+    attention = first_layer_attention(config, params, (0, 1, 1))
+    if np.isnan(attention).any():
+        raise UserError(f"weight_scale={weight_scale}: the products are beyond f32", "weight_scale")
+    return attention
 
 
 # --- Thm. 5.3 ---------------------------------------------------------------------------------
@@ -78,6 +96,7 @@ def prop_5_2(encoding: Rotary, seed: int = 0, weight_scale: float = 1.0) -> np.n
 # offset)): s^2 at r = offset, and a gap below that elsewhere.
 
 
+@checked
 def thm_5_3_gaps(
     frequencies: ArrayLike, context: int, offset: int = 0, shares: ArrayLike | None = None
 ) -> np.ndarray:
@@ -99,12 +118,13 @@ def thm_5_3_gaps(
             f"shares must be {len(g)} numbers from 0 that sum to 1, one a frequency", "shares"
         )
     check_distance(offset, context, "offset")
-    phases = np.outer(np.arange(context) - offset, g)
-    gaps = 2 * np.sin(phases / 2) ** 2  # 1 - cos without its cancellation
-    gaps[gaps < (1e-15 * phases) ** 2] = 0
-    return gaps @ w
+    turned = phases(g, np.arange(context) - offset)
+    gaps = 2 * np.sin(turned / 2) ** 2  # 1 - cos without its cancellation
+    gaps[gaps < (1e-15 * turned) ** 2] = 0
+    return w @ gaps
 
 
+@checked
 def thm_5_3_attention(
     norm: float,
     frequencies: ArrayLike,
@@ -118,10 +138,15 @@ def thm_5_3_attention(
     scale multiplies the logits: head_dim^-0.5 in a decoder, 1 in the paper's statement. Other
     arguments as in `thm_5_3_gaps`.
     """
-    weights = np.exp(-scale * norm**2 * thm_5_3_gaps(frequencies, context, offset, shares))
+    with np.errstate(over="ignore"):
+        height = scale * np.square(np.float64(norm))
+    if not np.isfinite(height):
+        raise UserError(f"norm={norm}, scale={scale}: the logits are beyond float64", "norm")
+    weights = np.exp(-height * thm_5_3_gaps(frequencies, context, offset, shares))
     return weights / weights.sum()
 
 
+@checked
 def thm_5_3_norm_bounds(
     frequencies: ArrayLike,
     context: int,
@@ -148,13 +173,14 @@ def _rival_gaps(
 
 
 def _norm_bounds(gaps: np.ndarray, epsilon: float, scale: float) -> tuple[float, float]:
-    lead = _lead(epsilon)
+    lead = _lead(epsilon, scale)
     if gaps.min() == 0:
         return math.inf, math.inf
     needed, enough = np.array([lead, lead + math.log(len(gaps))]) / (scale * gaps.min())
     return math.sqrt(needed), math.sqrt(enough)
 
 
+@checked
 def thm_5_3_norm(
     frequencies: ArrayLike,
     context: int,
@@ -183,6 +209,7 @@ def thm_5_3_norm(
     return high
 
 
+@checked
 def thm_5_3_context(frequency: float, offset: int = 0) -> int:
     """The longest context in which the target's neighbours are its nearest rivals, 0 < g <= pi.
 
@@ -194,6 +221,7 @@ def thm_5_3_context(frequency: float, offset: int = 0) -> int:
     return int(2 * math.pi / frequency) + offset
 
 
+@checked
 def thm_5_3_floor(context: int, epsilon: float, offset: int = 0, scale: float = 1.0) -> float:
     """|psi| that a head of ONE frequency needs, whichever it is (not in the paper).
 
@@ -201,13 +229,16 @@ def thm_5_3_floor(context: int, epsilon: float, offset: int = 0, scale: float = 
     distance from the target to the farther end of the context, G <= 1 - cos(2 pi / (n + 1)), so
     |psi| grows in proportion to the context. g = 2 pi / (n + 1) attains that gap.
     """
+    check_distance(offset, context, "offset")
     farthest = max(offset, context - 1 - offset)
     gap = 2 * math.sin(math.pi / (farthest + 1)) ** 2
-    return math.sqrt(_lead(epsilon) / (scale * gap))
+    return math.sqrt(_lead(epsilon, scale) / (scale * gap))
 
 
-def _lead(epsilon: float) -> float:
+def _lead(epsilon: float, scale: float) -> float:
     """log((1 - epsilon) / epsilon): the logit's lead over one rival that takes epsilon."""
+    if scale <= 0:
+        raise UserError(f"scale={scale} must be above 0", "scale")
     if not 0 < epsilon < 0.5:
         raise UserError(
             f"epsilon={epsilon} must lie in (0, 0.5): attention above 1 - epsilon", "epsilon"

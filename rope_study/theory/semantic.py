@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rope_study.checks import checked
 from rope_study.errors import UserError
 from rope_study.rotary import pairs
 from rope_study.theory.activation import Frequencies, activations, frequencies_of, vector
@@ -25,6 +26,7 @@ class Failure(NamedTuple):
     other_distance: int
 
 
+@checked
 def thm_6_1(
     query: ArrayLike,
     target: ArrayLike,
@@ -47,9 +49,19 @@ def thm_6_1(
         so much. Below 0: it is reversed by so much.
     """
     distances = np.arange(limit)
-    query, target = vector(query, "query"), vector(target, "target")
+    query, target, other = _head(query, target, other)
     on_target = activations(query, target, encoding, distances)
     return _first_failure(on_target, activations(query, other, encoding, distances), margin)
+
+
+def _head(
+    query: ArrayLike, target: ArrayLike, other: ArrayLike
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The three as float64[d]; the other token may be zero."""
+    head = vector(query, "query"), vector(target, "target"), vector(other, "other", zero=True)
+    if len({len(part) for part in head}) > 1:
+        raise UserError(f"query, target and other differ in head_dim: {list(map(len, head))}")
+    return head
 
 
 def _first_failure(target: np.ndarray, other: np.ndarray, margin: float) -> Failure | None:
@@ -69,6 +81,7 @@ def _first_failure(target: np.ndarray, other: np.ndarray, margin: float) -> Fail
 # --- bounds for every head --------------------------------------------------------------------
 
 
+@checked
 def thm_6_1_bound(frequency: float) -> int:
     """d = 2: a context (tokens) in which every head of this frequency has lost its preference.
 
@@ -90,6 +103,7 @@ def thm_6_1_bound(frequency: float) -> int:
     return math.ceil(math.pi / g) + 2 if g <= math.pi / 2 else 6
 
 
+@checked
 def thm_6_1_reversal_bound(frequency: float, reversal: float) -> int:
     """d = 2: a context (tokens) that turns every preference around.
 
@@ -107,6 +121,7 @@ def thm_6_1_reversal_bound(frequency: float, reversal: float) -> int:
     return 2 * thm_6_1_visits(frequency, 2 * math.acos(reversal))
 
 
+@checked
 def thm_6_1_visits(frequency: float, arc: float) -> int:
     """How many consecutive distances visit every closed arc of so many radians, wherever it lies.
 
@@ -139,6 +154,7 @@ def thm_6_1_visits(frequency: float, arc: float) -> int:
     )
 
 
+@checked
 def thm_6_1_bound_any_dimension(
     query: ArrayLike, target: ArrayLike, other: ArrayLike, encoding: Frequencies, margin: float
 ) -> float:
@@ -151,7 +167,7 @@ def thm_6_1_bound_any_dimension(
     needs a margin of log((1 - epsilon) / epsilon). inf where the head uses a pair with g_k a
     multiple of 2 pi: its mean need not vanish.
     """
-    query = vector(query, "query")
+    query, target, other = _head(query, target, other)
     if margin <= 0:
         raise UserError(f"margin={margin} must be above 0 in units of the activation", "margin")
     frequencies = frequencies_of(encoding, query.shape[-1])
@@ -161,6 +177,7 @@ def thm_6_1_bound_any_dimension(
     return math.inf if (rate < 1e-15).any() else float((products[used] / rate).sum() / margin)
 
 
+@checked
 def thm_6_1_pairs(encoding: Frequencies, head_dim: int, context: int) -> int:
     """How many pairs can carry meaning alone over that context: g_k <= pi / L, or 0.
 
@@ -172,6 +189,7 @@ def thm_6_1_pairs(encoding: Frequencies, head_dim: int, context: int) -> int:
 # --- past d = 2: a search ---------------------------------------------------------------------
 
 
+@checked
 def thm_6_1_search(
     frequencies: ArrayLike,
     margins: Sequence[float] = (0.0,),
@@ -192,7 +210,7 @@ def thm_6_1_search(
       limit: tokens to search; memory goes as heads x limit.
       seed: of NumPy's default_rng.
     """
-    frequencies = np.asarray(frequencies, np.float64)
+    frequencies = np.atleast_1d(np.asarray(frequencies, np.float64))
     drawn = np.random.default_rng(seed).standard_normal((3, heads, 2 * len(frequencies)))
     query, target, other = drawn
     swap = ((target - other) * query).sum(-1, keepdims=True) < 0
@@ -212,6 +230,7 @@ def thm_6_1_search(
 # --- section 6.1: p-RoPE ----------------------------------------------------------------------
 
 
+@checked
 def sec_6_1_channel(encoding: Frequencies, head_dim: int) -> np.ndarray:
     """A unit vector float64[d] in the unrotated pairs: a channel that no distance weakens.
 

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import scipy.special
 
-from rope_study.decoder import Decoder, check_length, check_tokens
+from rope_study.decoder import Decoder, check_length, check_tokens, layout_of
 from rope_study.errors import UserError
-from rope_study.sharding import one_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ def evaluate(
     Raises:
       UserError: no windows, an id that the model does not have, or no BOS where it needs it.
     """
-    layout = decoder.layout or one_device()
+    layout = layout_of(decoder)
 
     def token_losses(params: dict, windows: jax.Array) -> jax.Array:
         return decoder.apply(  # type: ignore[return-value]

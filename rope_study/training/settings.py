@@ -17,6 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from rope_study import checkpoints, rotary
+from rope_study.checks import check, check_fields
 from rope_study.data import DataSettings, Tokenizer, load_tokenizer
 from rope_study.decoder import DecoderConfig, check_vocabulary, presets, variants
 from rope_study.errors import UserError
@@ -50,13 +51,19 @@ class TrainSettings:
     init_from: str = NONE
 
     def __post_init__(self):
+        check_fields(self)
         least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}
         for name, lowest in least.items():
             check_at_least(name, getattr(self, name), lowest)
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if not value > 0:
                 raise UserError(f"{name}={value} must be a positive number", name)
+        for name, below in {"b1": 1.0, "b2": 1.0, "final_fraction": math.inf}.items():
+            value = getattr(self, name)
+            if not 0 <= value < below:
+                raise UserError(f"{name}={value} must lie from 0 to below {below}", name)
+        check_at_least("weight_decay", self.weight_decay, 0)
         object.__setattr__(self, "profile_steps", _step_range(self.profile_steps, self.steps))
 
 
@@ -234,7 +241,8 @@ def _run_maker(config: Config) -> Callable[[str, str, DecoderConfig, int, str], 
 
 
 def _study(config: Config, runs: tuple[Run, ...]) -> Study:
-    check_at_least("evaluate.windows", config.evaluate.windows, 0)
+    check("evaluate.windows", config.evaluate.windows, int)
+    check("probe.windows", config.probe.windows, int)
     check_at_least("probe.windows", config.probe.windows, 1)
     settings = config.copy_and_resolve_references().to_dict()
     return Study(
@@ -325,7 +333,7 @@ def _with_components(decoder: DecoderConfig, model: Config) -> DecoderConfig:
     )
 
 
-def check_at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: float, least: float) -> None:
     """Refuses a number below `least`."""
     if value < least:
         raise UserError(f"{name}={value} must be at least {least}", name)
@@ -347,8 +355,8 @@ def _step_range(steps: str | range, total: int) -> range:
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:
-    whole = all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
-    if not seeds or not whole or len(set(seeds)) < len(seeds):
+    check("seeds", seeds, Sequence[int])
+    if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(
             f"seeds={seeds} must be different whole numbers from 0 on, such as (0, 1, 2)", "seeds"
         )

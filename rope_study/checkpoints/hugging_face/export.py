@@ -24,7 +24,6 @@ from rope_study.checkpoints.hugging_face.families import FAMILIES
 from rope_study.checkpoints.hugging_face.folder import open_checkpoint, spec_tables
 from rope_study.checkpoints.hugging_face.rope import FULL, SLIDING, parameters_of, whole
 from rope_study.checkpoints.hugging_face.tensor_files import INDEX_FILE, SINGLE_FILE
-from rope_study.checkpoints.runs import abstract_params
 from rope_study.checkpoints.weight_map import (
     ParameterPath,
     TensorSpec,
@@ -32,13 +31,13 @@ from rope_study.checkpoints.weight_map import (
     make_weight_map,
     parameter_at,
 )
+from rope_study.checks import checked
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_vocabulary
+from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_params, check_vocabulary
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_new_folder, write_atomically
-from rope_study.paths import to_path
-from rope_study.sharding import is_main_process, on_main, one_device, to_host
+from rope_study.sharding import is_main_process, on_main, to_host
 
 CLASSES = {
     "gemma": "GemmaForCausalLM",
@@ -52,11 +51,12 @@ CLASSES = {
 LONGEST = 131_072  # what a file says where neither the decoder nor its encoding knows
 
 
+@checked
 def export(
     decoder: Decoder,
     params: Mapping[str, Any],
     folder: str | os.PathLike,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: float = 5e9,
     *,
     tokenizer: Tokenizer | None = None,
 ) -> None:
@@ -67,7 +67,7 @@ def export(
     Args:
       decoder, params: as checkpoints.load gives them.
       folder: a new one, or an empty one; ~ is expanded.
-      shard_bytes: the largest file.
+      shard_bytes: of the largest file.
       tokenizer: the model's, of checkpoints.load_tokenizer; written beside it, so that text can be
         generated from the folder alone.
 
@@ -75,13 +75,13 @@ def export(
       UserError: an architecture that no supported family expresses, a folder with files in it, or
         parameters or a tokenizer of another model.
     """
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    target = to_path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
     config = decoder.config
     if tokenizer is not None:
         check_vocabulary(config, tokenizer)
         config = dataclasses.replace(config, bos=tokenizer.bos)
-    _check_params(config, params)
+    check_params(config, params, more=False)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    target = Path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
     fields = config_fields(config)
     dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)])
     weight_map = make_weight_map(config, *spec_tables(config, "model."))
@@ -94,23 +94,6 @@ def export(
         if tokenizer is not None and is_main_process():
             tokenizer.export(part)
         _compare(part, config, params)
-
-
-def _check_params(config: DecoderConfig, params: Mapping[str, Any]) -> None:
-    """Refuses parameters of another decoder, of which arrays would be missing or left out."""
-
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-
-    expected, given = shapes(abstract_params(Decoder(config, one_device()))), shapes(params)
-    for name in sorted(expected.keys() | given.keys()):
-        if expected.get(name) != given.get(name):
-            raise UserError(
-                f"params{name} is {given.get(name, 'missing')} and the decoder's is"
-                f" {expected.get(name, 'not there')}: give the parameters of this decoder",
-                "params",
-            )
 
 
 def _compare(folder: Path, config: DecoderConfig, params: Mapping[str, Any]) -> None:
@@ -141,7 +124,7 @@ Tensor = tuple[ParameterPath, int | None, TensorSpec]
 
 
 def _shards(
-    weight_map: WeightMap, params: Mapping[str, Any], shard_bytes: int
+    weight_map: WeightMap, params: Mapping[str, Any], shard_bytes: float
 ) -> list[list[Tensor]]:
     """All tensors in files of at most that size; no array is read."""
     shards: list[list[Tensor]] = [[]]

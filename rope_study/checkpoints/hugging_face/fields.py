@@ -4,7 +4,6 @@ The reference for each key is its family's configuration class in Transformers (
 setting where the class allows it, and refused where it does not.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from rope_study.checkpoints.hugging_face.families import FAMILIES, REFUSED, WRAPPERS
 from rope_study.errors import UserError
+from rope_study.files import read_json
 
 Fields = Mapping[str, Any]
 
@@ -90,7 +90,7 @@ def read_fields(folder: Path) -> tuple[str, dict[str, Any], bool]:
       UserError: no such file, not JSON, or a model_type that is not among FAMILIES.
     """
     file = folder / "config.json"
-    fields = _read_json(file)
+    fields = read_json(file, remedy="give a folder with a config.json of Transformers")
     kind = fields.get("model_type")
     wrapped = False
     if isinstance(kind, str) and kind in WRAPPERS:
@@ -102,18 +102,6 @@ def read_fields(folder: Path) -> tuple[str, dict[str, Any], bool]:
             f" {', '.join([*FAMILIES, *WRAPPERS])}"
         )
     return kind, fields, wrapped
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist: give a folder with config.json") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{file} is not readable JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise UserError(f"{file} must be a JSON object, {{...}}")
-    return fields
 
 
 def _text_part(kind: str, outer: Fields, file: Path) -> tuple[str, dict[str, Any]]:

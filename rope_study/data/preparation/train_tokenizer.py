@@ -7,7 +7,6 @@ vocabulary, and pad, EOS, BOS, unknown as ids 0 to 3 (Gemma 1 report, 2403.08295
 import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import sentencepiece
 
@@ -18,6 +17,7 @@ from rope_study.data.preparation.run import find_input
 from rope_study.data.tokenizers.load import load_tokenizer
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
+from rope_study.paths import to_path
 
 SAMPLE = 2**28  # characters to train on: more changes little and takes memory
 BLOCK = 2**20
@@ -34,7 +34,7 @@ def train_tokenizer(
     Raises:
       UserError: another file is there, the input cannot be read, or has too little text.
     """
-    file = Path(target).expanduser()
+    file = to_path(target, "target")
     if file.suffix != ".model":
         problem = f"tokenizer={target!r} must end in .model: it will be written there"
         raise UserError(problem, "tokenizer")

@@ -2,7 +2,6 @@
 
 import abc
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from rope_study.checks import check
 from rope_study.errors import UserError
-from rope_study.files import atomic
+from rope_study.files import atomic, read_json
 from rope_study.paths import is_remote, to_path
 
 
@@ -91,8 +91,9 @@ class Tokenizer(abc.ABC):
         Raises:
           UserError: no texts, one string in place of a list, length below 1, or not one token.
         """
-        if isinstance(texts, str) or not len(texts):
+        if isinstance(texts, str) or not np.iterable(texts) or not len(texts):
             raise UserError(f"texts={texts!r} must be a list with at least one text", "texts")
+        check("length", length, int | None)
         if length is not None and length < 1:
             raise UserError(f"length={length} must be at least 1, the BOS", "length")
         start = [] if self.bos is None else [self.bos]
@@ -139,14 +140,16 @@ class Tokenizer(abc.ABC):
             raise no_bos(f"tokenizer {self.name!r}")
 
     def _known(self, ids: Sequence[int]) -> list[int]:
-        known = np.asarray(ids, np.int64).tolist()
-        for i in known:
+        known = np.asarray(ids)
+        if known.ndim != 1 or (known.size and known.dtype.kind not in "iu"):
+            raise UserError(f"ids={ids!r:.80} must be a list of whole numbers", "ids")
+        for i in known.tolist():
             if not 0 <= i < self.vocab_size:
                 raise UserError(
                     f"id {i} is not in tokenizer {self.name!r}, 0..{self.vocab_size - 1}",
                     "tokenizer",
                 )
-        return known
+        return known.tolist()
 
     @abc.abstractmethod
     def _encode(self, text: str) -> Sequence[int] | np.ndarray: ...
@@ -173,7 +176,7 @@ class FileTokenizer(Tokenizer):
     def __init__(self, path: str | os.PathLike):
         """Finds the file, ~ expanded; UserError if there is none."""
         self.name = str(path)
-        self._file = to_path(self.name, "tokenizer")
+        self._file = to_path(path, "tokenizer")
         if not self._file.is_file():
             raise UserError(f"tokenizer {self.name!r} is not a file", "tokenizer")
 
@@ -221,15 +224,7 @@ def check_unicode(text: str, place: str) -> None:
 
 def read_object(file: Path) -> dict:
     """A JSON object, {} where there is no such file; UserError where it is something else."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON ({error}); mend or remove it") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file} must be a JSON object, {{...}}; mend or remove it")
-    return value
+    return read_json(file, remedy="mend or remove it") if file.is_file() else {}
 
 
 def no_bos(tokenizer: str) -> UserError:

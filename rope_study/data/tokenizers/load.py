@@ -38,8 +38,8 @@ def load_tokenizer(spec: str | os.PathLike) -> Tokenizer:
     """
     if spec == "bytes":
         return ByteTokenizer()
-    path = to_path(str(spec), "tokenizer")
-    if spec != "" and path.is_dir():
+    path = to_path(spec, "tokenizer")
+    if path.is_dir():
         if (richer := _richer(path)) is not None:
             return richer
         path = spec = _find_in(path)
