@@ -29,7 +29,7 @@ def make_layout(topology: str | None) -> Layout:
     if topology is None:
         return one_device()
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    return Layout(Mesh(np.array(devices).reshape(1, 1, -1), MESH_AXES))
+    return Layout(Mesh(np.array(devices).reshape(1, 1, 1, -1), MESH_AXES))
 
 
 def main() -> None:

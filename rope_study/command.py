@@ -140,7 +140,7 @@ def define_model_flags() -> None:
     string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
     string("tokenizer", None, "A tokenizer of another name or place than the checkpoint's.")
     string("dtype", None, "Of the parameters; as stored where not given.")
-    string("mesh", "fsdp=-1", "Devices along data, fsdp, tensor.")
+    string("mesh", "fsdp=-1", "Devices along data, fsdp, context, tensor.")
     flags.DEFINE_integer("step", None, "Which checkpoint of a run; the newest if not given.", 0)
 
 

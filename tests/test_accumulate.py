@@ -11,7 +11,7 @@ from rope_study import sharding
 from rope_study.decoder import Decoder, fit_layout, presets
 from rope_study.errors import UserError
 from rope_study.training import settings
-from rope_study.training.gradients import check_rows
+from rope_study.training.gradients import check_batch
 from rope_study.training.trainer import Trainer
 
 STEPS = 3
@@ -112,7 +112,7 @@ def test_parts_take_less_memory():
 def test_rows_of_a_part_divide_over_devices(rows, accumulate):
     message = rf"batch_size={rows} is no multiple of .*accumulate={accumulate} times 4 device"
     with pytest.raises(UserError, match=message):
-        check_rows(rows, accumulate, sharding.make_layout("fsdp=4,tensor=2"))
+        check_batch(rows, LENGTH, accumulate, sharding.make_layout("fsdp=4,tensor=2"))
 
 
 def test_parts_of_a_batch_count_by_their_targets():

@@ -40,7 +40,7 @@ AMD, CPU = Device("gpu", "gfx942"), Device("cpu")
 
 def on(device):
     """A layout of one such device; meshes take anything."""
-    return Layout(Mesh(np.array(device).reshape(1, 1, 1), MESH_AXES))
+    return Layout(Mesh(np.array(device).reshape([1] * len(MESH_AXES)), MESH_AXES))
 
 
 # --- the kernel against the reference ---------------------------------------------------------

@@ -6,6 +6,7 @@ query, j <= i a key, i - j their distance.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -23,6 +24,11 @@ Array = jax.Array
 SCORE_FUNCTIONS = Registry("score function")
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["positions", "x", "q", "rows", "keys", "w"],
+    meta_fields=["rotary"],
+)
 @dataclasses.dataclass(frozen=True)
 class ScoreInputs:
     """What a score function may read besides the logits; S keys, T queries at the end of them.

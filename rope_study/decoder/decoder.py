@@ -230,7 +230,7 @@ class Decoder(nn.Module):
     def embed(self, tokens: Array) -> Array:
         """tokens int[B, T] -> [B, T, D] in the compute dtype."""
         dtype = jnp.dtype(self.config.compute_dtype)
-        x = self.embedding[tokens].astype(dtype)
+        x = self._look_up(self.embedding, tokens).astype(dtype)
         if self.config.scale_embedding:
             # Gemma rounds sqrt(d_model) to the compute dtype before it multiplies.
             x = x * jnp.asarray(self.config.d_model**0.5, dtype)
@@ -250,8 +250,20 @@ class Decoder(nn.Module):
             projected, self.per_layer_projection_norm, c.norm_epsilon, c.norm_offset
         )
         scale = jnp.asarray(c.per_layer_dim**0.5, dtype)
-        looked_up = self.per_layer_embedding[tokens].astype(dtype) * scale
+        looked_up = self._look_up(self.per_layer_embedding, tokens).astype(dtype) * scale
         return (projected + looked_up) * jnp.asarray(2**-0.5, dtype)
+
+    def _look_up(self, table: Array, tokens: Array) -> Array:
+        """Rows [B, T, ..., D] of a table [V, ..., D] for tokens int[B, T]."""
+        x = table[tokens]
+        if self.layout is None:
+            return x
+        layout = self.layout.whole_where_uneven(batch=x.shape[0], length=x.shape[1])
+        if layout.shards("length") == 1 or not {*layout.rules.length} <= {*layout.rules.embed}:
+            return x
+        # Devices that share the length share the table by its width. From there to the length is
+        # one exchange between them; with the batch in the same step, XLA would first make x whole.
+        return layout.constrain(x, "batch", *[None] * (x.ndim - 2), "length")
 
     def _run_layers(
         self, run_layer: Callable, x: Array, cache: list[KeyValues] | None, keep: bool

@@ -6,16 +6,14 @@ P per_layer_dim.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rope_study.decoder import attention
-from rope_study.decoder.attention import Softmax
-from rope_study.decoder.attention_scores import ScoreFunction, ScoreInputs
+from rope_study.decoder.attention_scores import ScoreInputs
 from rope_study.decoder.config import DecoderConfig, LayerSpec
-from rope_study.decoder.hooks import Hook, SumOverWeights
+from rope_study.decoder.hooks import Hook
 from rope_study.decoder.norms import normalise, rms_norm
 from rope_study.decoder.query_scaling import keys_read
 from rope_study.errors import UserError
@@ -100,36 +98,14 @@ def _attention(
         for name, key in (("k", "unrotated_k"), ("k_rotated", "k"), ("v", "v")):
             if key in keys:
                 keys = keys | {key: hook(name, keys[key])}
-    softmax = None
+    inputs = None
     if spec.score_function is not None:
         places = jnp.arange(h.shape[1]) if rows is None else rows
         inputs = ScoreInputs(positions, h, q, places, keys, spec.rotary, w)
-        softmax = functools.partial(_weights_of, spec.score_function, inputs)
-    hook("attention", _sum_over_weights(q_rotated, keys["k"], spec, softmax, rows))
+    hook("attention", attention.weight_sums(spec, layout, q_rotated, keys, inputs, rows))
     with jax.named_scope("attention"):
-        output = attention.attend_by(
-            config, spec, layout, q_rotated, keys["k"], keys["v"], softmax, rows
-        )
+        output = attention.attend_by(config, spec, layout, q_rotated, keys, inputs, rows)
     return _project("btnh,nhd->btd", hook("attention_output", output), w["o"]), keys
-
-
-def _sum_over_weights(
-    q: Array, k: Array, spec: LayerSpec, softmax: Softmax | None, rows: Array | None
-) -> SumOverWeights:
-    """The layer's attention weights as a function that sums over them."""
-    rows = jnp.arange(q.shape[1]) if rows is None else rows
-
-    def sum_over_weights(reduce: Callable[[Array, Array], Any]) -> Any:
-        def of_block(queries: Array) -> Any:
-            block = jnp.take(q, queries, axis=1)
-            weights = attention.probabilities(
-                block, k, spec.window, spec.chunk, softmax, rows[queries], queries
-            )
-            return reduce(weights, queries)
-
-        return attention.sum_over_queries(of_block, q.shape[1], k.shape[1])
-
-    return sum_over_weights
 
 
 def _queries(
@@ -164,12 +140,6 @@ def _rotate(x: Array, positions: Array, w: Weights, spec: LayerSpec) -> Array:
     """An encoding whose frequencies are trained also gets the layer's arrays."""
     trained = (w,) if getattr(spec.rotary, "trained", False) else ()
     return spec.rotary(x, positions, *trained)
-
-
-def _weights_of(
-    score_function: ScoreFunction, inputs: ScoreInputs, logits: Array, mask: Array, queries: Array
-) -> Array:
-    return score_function.weights(logits, mask, inputs.of(queries))
 
 
 def _mlp(h: Array, w: Weights, config: DecoderConfig) -> Array:

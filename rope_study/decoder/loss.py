@@ -42,7 +42,7 @@ def cross_entropy(
       embedding: f32[V, D]; cast to x's dtype for the products, its gradient summed in f32.
       targets: int32[B, T].
       weights: f32[B, T], 0 where a token does not count.
-      layout: where x is split over the batch and the embedding over width and vocabulary.
+      layout: where x is split over batch and length, the embedding over width and vocabulary.
       chunk: tokens of one device whose logits are held at a time.
       cap: bounds the logits, see `soft_cap`.
 
@@ -85,11 +85,12 @@ def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
     """Losses [B, T] and, where asked for, (dx, d_embedding): all at once, or device by device."""
     if layout is None:
         return _chunks(x, embedding.astype(x.dtype), targets, weights, chunk, cap, gradients)
-    rules = layout.whole_where_uneven(batch=len(x)).rules
-    # Devices with different rows may share a table by its width, which they gather, and devices
-    # with the same rows by the vocabulary, whose parts they sum; other splits are undone before.
-    embed_axes = tuple(axis for axis in rules.embed if axis in rules.batch)
-    vocab_axes = tuple(axis for axis in rules.vocab if axis not in rules.batch)
+    rules = layout.whole_where_uneven(batch=x.shape[0], length=x.shape[1]).rules
+    token_axes = rules.batch + rules.length
+    # Devices with different tokens may share a table by its width, which they gather, and devices
+    # with the same tokens by the vocabulary, whose parts they sum; other splits are undone before.
+    embed_axes = tuple(axis for axis in rules.embed if axis in token_axes)
+    vocab_axes = tuple(axis for axis in rules.vocab if axis not in token_axes)
 
     def local(x, embedding, targets, weights):
         # The table is gathered once and its gradient scattered once. Under plain GSPMD the
@@ -104,16 +105,16 @@ def _run(x, embedding, targets, weights, layout, chunk, cap, gradients):
             d_embedding = jax.lax.psum_scatter(
                 d_embedding, embed_axes, scatter_dimension=1, tiled=True
             )
-        others = tuple(axis for axis in rules.batch if axis not in embed_axes)
+        others = tuple(axis for axis in token_axes if axis not in embed_axes)
         return losses, dx, None if d_embedding is None else _psum(d_embedding, others)
 
-    rows = PartitionSpec(rules.batch or None)
+    tokens = PartitionSpec(rules.batch or None, rules.length or None)
     table = PartitionSpec(vocab_axes or None, embed_axes or None)
     return jax.shard_map(
         local,
         mesh=layout.mesh,
-        in_specs=(rows, table, rows, rows),
-        out_specs=(rows, rows, table) if gradients else (rows, None, None),
+        in_specs=(tokens, table, tokens, tokens),
+        out_specs=(tokens, tokens, table) if gradients else (tokens, None, None),
         check_vma=False,
     )(x, embedding, targets, weights)
 

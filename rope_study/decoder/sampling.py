@@ -103,9 +103,11 @@ def generate_tokens(
     if T + tokens >= 2**31:
         raise UserError(f"tokens={tokens}: positions are counted in int32", "tokens")
     check_length(decoder.config, int(lengths.max()) + tokens)
-    layout = layout_of(decoder)
+    # A cache is whole on every device, and so is the text.
+    layout = layout_of(decoder).with_rules(length=())
     rows = layout.fill(B)
-    decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), decoder.layout)
+    whole = layout if decoder.layout else None
+    decoder = Decoder(dataclasses.replace(decoder.config, remat="none"), whole)
     options = compiler.lean_options(params, layout)
     generated = _jitted(tuple(options.items()))(
         decoder, int(lengths.min()), tokens, params, jnp.asarray(prompts[rows], jnp.int32),

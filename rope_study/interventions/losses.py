@@ -66,10 +66,9 @@ def loss_reader(
     run = _compiled(probed.config, layout, options)
 
     def losses(change: dict[str, Change], tokens: np.ndarray) -> np.ndarray:
-        rows = layout.fill(len(tokens))
-        return np.asarray(run(params, change, layout.place(tokens[rows])), np.float64)[
-            : len(tokens)
-        ]
+        rows, length = tokens.shape
+        filled = layout.place(layout.fill_tokens(tokens))
+        return np.asarray(run(params, change, filled), np.float64)[:rows, : length - 1]
 
     return losses
 

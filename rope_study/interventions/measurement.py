@@ -22,7 +22,7 @@ from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
 from rope_study.interventions.losses import Options, loss_reader
 from rope_study.probes import datasets
-from rope_study.probes.run import describe, exact_einsum, fill_rows, in_f32
+from rope_study.probes.run import but_first, describe, exact_einsum, fill_batch, in_f32
 from rope_study.sharding import Layout, compiler
 from rope_study.training.evaluate import mean_and_error
 
@@ -55,7 +55,7 @@ def measure(
     Args:
       decoder, params: as checkpoints.load gives them.
       batches: (tokens int32[B, T], weights f32[B, T], 0 on padding at the right), as a
-        tokenizer's `encode_batch` gives them; rows are filled up to divide over the devices.
+        tokenizer's `encode_batch` gives them; filled up to divide over the devices.
       interventions: by name, each one or several that act together.
       attention: whether to measure attention; without, texts are read in a third of the time.
       copies: how many repeated sequences to read, see `repeated_sequences`; 0 reads none.
@@ -94,7 +94,7 @@ def measure(
     patterns_of = _compiled_patterns(probed.config, layout, options)
 
     def patterns(change: dict[str, Change], batch: Batch) -> list[dict]:
-        sums = patterns_of(params, change, *map(layout.place, fill_rows(layout, *batch)))
+        sums = patterns_of(params, change, *map(layout.place, fill_batch(layout, *batch)))
         return jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
 
     results = {}
@@ -201,7 +201,7 @@ def _compiled_patterns(config: DecoderConfig, layout: Layout, options: Options) 
 def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
     """Of rows 2b, plain, and 2b + 1, edited: sums over queries, f32[2, N] of each of PATTERNS,
     f32[N] of total variation."""
-    counted = weights.at[:, 0].set(0)
+    counted = but_first(weights)
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:
         w = counted[:, queries]

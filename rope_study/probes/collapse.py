@@ -89,7 +89,7 @@ def _last_two(decoder: Decoder, params: dict, texts: np.ndarray, lengths: np.nda
     features = []
     for rows in batches:
         places = jnp.asarray(lengths[rows, None] + np.arange(-1, 1))
-        tokens = layout.place(texts[rows])
+        tokens = layout.place(layout.fill_tokens(texts[rows]))
         features.append(_features_at(probed.config, layout, params, tokens, places))
     return np.concatenate(features)[: len(texts)]
 

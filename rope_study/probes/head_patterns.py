@@ -33,7 +33,7 @@ from rope_study.data import Tokenizer
 from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
-from rope_study.probes.run import exact_einsum
+from rope_study.probes.run import but_first, exact_einsum
 
 Array = jax.Array
 
@@ -116,7 +116,7 @@ def _measure(
     places = jnp.arange(T)
     most = jnp.minimum(minimum, jnp.max(key_counts))  # as many as a window or a chunk allows
     counts = weights * ((places >= minimum - 1) & (key_counts >= most))
-    others = weights.at[:, 0].set(0)  # keys other than the first token
+    others = but_first(weights)  # keys other than the first token
     delimiters = others * jnp.isin(tokens, ids)
 
     def reduce(attention: Array, queries: Array) -> dict[str, Array]:

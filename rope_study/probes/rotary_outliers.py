@@ -25,7 +25,7 @@ from rope_study.decoder import DecoderConfig, Probe
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.frequency_usage import pair_norms
-from rope_study.probes.run import sum_tokens
+from rope_study.probes.run import but_first, sum_tokens
 
 Array = jax.Array
 
@@ -50,7 +50,7 @@ def rotary_outliers(factor: float = 2.0) -> Probe:
 
 
 def _measure(activations: Mapping[str, Any], weights: Array) -> dict[str, Array]:
-    weights = weights.at[:, 0].set(0)
+    weights = but_first(weights)
     q, k = activations["q"], activations["k"]
     cos, sin = pair_angles(q, jnp.repeat(k, q.shape[2] // k.shape[2], axis=2))
     sums = {"q": pair_norms(q), "k": pair_norms(k), "cos": cos, "sin": sin}

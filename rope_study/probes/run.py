@@ -48,7 +48,7 @@ def run(
       decoder: with a layout, whose devices share each batch.
       params: its parameters.
       batches: (tokens int32[B, T], weights f32[B, T], 0 on padding), as a tokenizer's
-        `encode_batch` gives them; rows are filled up to divide over the devices.
+        `encode_batch` gives them; filled up to divide over the devices.
       probes: what to measure.
       text: names what was read, for the figures.
       edit: replaces activations before they are measured, as in Decoder.
@@ -68,7 +68,7 @@ def run(
     for tokens, weights in each_batch(config, batches):
         if tokens.shape[1] > context:
             check_length(config, tokens.shape[1])
-        tokens, weights = fill_rows(layout, tokens, weights)
+        tokens, weights = fill_batch(layout, tokens, weights)
         sums = measure(params, layout.place(tokens), layout.place(weights))
         # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
         sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
@@ -117,12 +117,13 @@ def _jitted(
     return jax.jit(measure, out_shardings=layout.sharding(), compiler_options=dict(options))
 
 
-def fill_rows(
+def fill_batch(
     layout: Layout, tokens: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """tokens and weights [B, T] with more rows, of weight 0, so that B divides over the devices."""
-    rows = layout.fill(len(tokens))
-    return tokens[rows], weights[rows] * (np.arange(len(rows)) < len(tokens))[:, None]
+    """tokens and weights [B, T] with more, of weight 0, so that B and T divide over the devices."""
+    filled = layout.fill_tokens(tokens)
+    more = [(0, after - before) for before, after in zip(tokens.shape, filled.shape, strict=True)]
+    return filled, np.pad(weights, more)
 
 
 def describe(config: DecoderConfig) -> str:
@@ -192,6 +193,14 @@ def in_f32(decoder: Decoder, params: Any) -> tuple[Decoder, Layout]:
 
 # In f32 on every device: otherwise GPUs and TPUs would round the inputs of products.
 exact_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def but_first(weights: Array) -> Array:
+    """Weights f32[B, T], 0 for the first token, which is apart: a sink, or with nothing to read.
+
+    By a mask: where devices share the length, XLA writes weights.at[:, 0].set(0) wrongly (0.10).
+    """
+    return weights * (jnp.arange(weights.shape[1]) > 0)
 
 
 def sum_tokens(values: Array, weights: Array) -> Array:

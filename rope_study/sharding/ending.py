@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 from jax._src import distributed  # JAX shows its key-value store nowhere else
@@ -156,10 +157,10 @@ class _Watch:
         self._beat = 0
         self._first_host: str | None = None
         self._done, self._stop = threading.Event(), threading.Event()
-        if process:
-            # JAX aborts at once where the first process is gone, and Python would not hear of it.
-            self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
-            ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
+        # JAX aborts where the first process is gone, and sometimes where another one is; Python
+        # would not hear of it.
+        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._abort)
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), self._on_abort)
         self._thread = threading.Thread(target=self._run, name="ending", daemon=True)
         self._thread.start()
 
@@ -213,12 +214,14 @@ class _Watch:
         return verdict
 
     def _abort(self, number: int) -> None:
-        """Handles SIGABRT; aborts all the same where the first process is there."""
+        """Handles SIGABRT: the thread that aborts waits until all end."""
         host, _, port = self._store.rpartition(":")
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError:
             self._lose_first()
+        self._end = self._end or End(1, "error: JAX aborted; its log says why", doubtful=True)
+        time.sleep(2 * SILENT * PERIOD)
 
     def _lose_first(self) -> NoReturn:
         end = gone(_name(0, self._count, self._first_host))

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rope_study.checks import checked
 from rope_study.errors import UserError, nearest
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "context", "tensor")
 MeshAxes = tuple[str, ...]
 Device = Any  # a jax.Device, which type checkers do not know for a class
 
@@ -31,8 +31,8 @@ class Rules:
     """
 
     batch: MeshAxes = ("data", "fsdp")
-    length: MeshAxes = ()
-    embed: MeshAxes = ("fsdp",)  # the width of parameters; activations keep their width whole
+    length: MeshAxes = ("context",)
+    embed: MeshAxes = ("fsdp", "context")  # of parameters; activations keep their width whole
     heads: MeshAxes = ("tensor",)
     kv_heads: MeshAxes = ("tensor",)
     head_dim: MeshAxes = ()
@@ -97,7 +97,11 @@ class Layout:
         uneven = {axis: () for axis, size in sizes.items() if size % self.shards(axis)}
         if not uneven:
             return self
-        return dataclasses.replace(self, rules=dataclasses.replace(self.rules, **uneven))
+        return self.with_rules(**uneven)
+
+    def with_rules(self, **rules: MeshAxes) -> "Layout":
+        """The same with these rules: length=()."""
+        return dataclasses.replace(self, rules=dataclasses.replace(self.rules, **rules))
 
     def tree(self, boxed_tree):
         """Shardings for a tree whose arrays Flax boxed with logical axis names (the rest whole)."""
@@ -141,6 +145,17 @@ class Layout:
         """Which of `count` rows to run, int[n], so that n divides: the first again at the end."""
         shards = self.shards("batch")
         return np.arange(-(-count // shards) * shards) % count
+
+    def fill_tokens(self, tokens: np.ndarray, targets: int = 0) -> np.ndarray:
+        """int[B, T] with rows as `fill` and columns at the end so that both divide.
+
+        What a causal decoder gives at the first T places is the same.
+
+        Args:
+          targets: how many of the last tokens are not read, and do not count in the length.
+        """
+        columns = -(tokens.shape[1] - targets) % self.shards("length")
+        return np.pad(tokens[self.fill(len(tokens))], [(0, 0), (0, columns)], mode="edge")
 
     def place(self, batch: np.ndarray) -> jax.Array:
         """A batch that every host holds whole, split by rows."""
@@ -223,4 +238,5 @@ def _fill(sizes: dict[str, int], devices: int, mesh: str) -> dict[str, int]:
 
 def one_device() -> Layout:
     """The layout of a single device."""
-    return Layout(Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1, 1), MESH_AXES))
+    grid = np.array(jax.local_devices()[:1]).reshape([1] * len(MESH_AXES))
+    return Layout(Mesh(grid, MESH_AXES))

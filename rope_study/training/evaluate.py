@@ -59,7 +59,7 @@ def evaluate(
       decoder: the devices of its layout share each batch.
       params: its parameters.
       batches: (windows int32[B, T + 1], weights f32[B], or f32[B, T] of targets); windows of
-        weight 0 are left out, and rows are filled up to divide over the devices.
+        weight 0 are left out, and rows and length are filled up to divide over the devices.
 
     Raises:
       UserError: no windows, an id that the model does not have, or no BOS where it needs it.
@@ -77,8 +77,9 @@ def evaluate(
     def losses(windows: np.ndarray) -> np.ndarray:
         check_tokens(decoder.config, windows)
         check_length(decoder.config, windows.shape[1] - 1)
-        rows = layout.fill(len(windows))
-        return np.asarray(run(params, layout.place(windows[rows])))[: len(windows)]
+        rows, length = windows.shape
+        filled = layout.place(layout.fill_tokens(windows, targets=1))
+        return np.asarray(run(params, filled))[:rows, : length - 1]
 
     batch_losses, batch_weights = [], []
     for windows, weights in batches:

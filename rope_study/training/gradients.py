@@ -15,8 +15,8 @@ from rope_study.sharding import Layout, Rules
 from rope_study.sharding.mesh import MeshAxes
 
 
-def check_rows(batch_size: int, accumulate: int, layout: Layout) -> None:
-    """Refuses a batch of which not every device gets equally many rows in every part."""
+def check_batch(batch_size: int, length: int, accumulate: int, layout: Layout) -> None:
+    """Refuses a batch of which not every device gets as many rows and tokens in every part."""
     devices = layout.shards("batch")
     if batch_size % (accumulate * devices):
         raise UserError(
@@ -24,6 +24,13 @@ def check_rows(batch_size: int, accumulate: int, layout: Layout) -> None:
             f" accumulate={accumulate} times {devices} device(s) that share its rows",
             "batch_size",
             "change one of them, or let the mesh split less over data and fsdp",
+        )
+    if length % layout.shards("length"):
+        raise UserError(
+            f"length={length} is no multiple of the {layout.shards('length')} devices that share"
+            " it",
+            "length",
+            "change it, or let the mesh split less over context",
         )
 
 
@@ -44,7 +51,7 @@ def loss_and_gradients(
       decoder: with a layout.
       params: its parameters.
       batch: split by rows over the devices; each keeps its own in every part.
-      accumulate: how many parts the batch is cut into; see check_rows.
+      accumulate: how many parts the batch is cut into; see check_batch.
       shardings: of the parameters.
     """
     if accumulate == 1:
@@ -80,8 +87,7 @@ def _in_parts(
     layout, targets = decoder.layout, _targets(batch)
     assert layout is not None
     same, others = _along_same_parameters(layout)
-    rules = dataclasses.replace(layout.rules, batch=others)
-    group = Decoder(decoder.config, dataclasses.replace(layout, rules=rules))
+    group = Decoder(decoder.config, layout.with_rules(batch=others))
     # A dimension for the groups of devices that have sums of their own, where there are several.
     groups = (math.prod(layout.mesh.shape[axis] for axis in same),) if same else ()
     groups_spec = (same,) if same else ()

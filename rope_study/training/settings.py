@@ -96,7 +96,7 @@ class Study:
     Attributes:
       folder: holds every run's folder, and the results.
       runs: by encoding in the order of the configuration, the seeds of one side by side.
-      mesh: devices along data, fsdp, tensor.
+      mesh: devices along data, fsdp, context, tensor.
       rules: which of them split what.
       evaluate_windows: held-out windows whose loss is compared; 0: all.
       probe_windows: held-out windows that the probes read.
@@ -117,7 +117,7 @@ def default() -> Config:
     config: Config = ml_collections.ConfigDict()
     config.workdir = "runs/study"  # everything that is written
     config.seeds = (0,)  # initial weights and order of batches; a run each
-    config.mesh = "fsdp=-1"  # devices along data, fsdp, tensor; -1: the rest
+    config.mesh = "fsdp=-1"  # devices along data, fsdp, context, tensor; -1: the rest
     config.rules = ml_collections.ConfigDict()  # the axes of the mesh that split each logical axis
     for field in dataclasses.fields(Rules):
         config.rules[field.name] = ",".join(getattr(Rules(), field.name))  # embed: "data,fsdp"

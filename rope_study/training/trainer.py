@@ -19,9 +19,10 @@ from rope_study.checkpoints import runs
 from rope_study.data import Corpus
 from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
+from rope_study.files import check_writable
 from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
 from rope_study.training import run_folder
-from rope_study.training.gradients import Batch, check_rows, loss_and_gradients
+from rope_study.training.gradients import Batch, check_batch, loss_and_gradients
 from rope_study.training.initial import continued
 from rope_study.training.optimizer import make_optimizer
 from rope_study.training.profiling import StepTrace
@@ -137,7 +138,7 @@ def make_trainer(run: Run, layout: Layout) -> Trainer:
         the decoder on them.
     """
     layout = fit_layout(run.decoder, layout)
-    check_rows(run.data.batch_size, run.train.accumulate, layout)
+    check_batch(run.data.batch_size, run.data.length, run.train.accumulate, layout)
     return Trainer(Decoder(run.decoder, layout), run.train, run.seed)
 
 
@@ -162,6 +163,8 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     check_same({"the text": corpus.fingerprint})
     trainer = make_trainer(run, layout)
     with run_folder.owned(run, corpus, trainer.checkpoint_size):
+        # Every process writes; where one cannot, Orbax lets the others wait for many minutes.
+        check_writable(run.folder / runs.CHECKPOINTS, "workdir")
         if is_main_process():
             runs.write_model(run.folder, run.decoder, corpus.tokenizer)
         return trainer.decoder, _train(run, corpus, trainer)

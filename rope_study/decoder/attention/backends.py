@@ -4,12 +4,13 @@ It is chosen where the decoder runs, not where it is configured: what was traine
 on a CPU with the same configuration.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-from rope_study.decoder.attention import cudnn, reference, splash
-from rope_study.decoder.attention_scores import SoftCap
+from rope_study.decoder.attention import context, cudnn, splash
+from rope_study.decoder.attention_scores import ScoreInputs, SoftCap
 from rope_study.decoder.config import AUTO, REFERENCE, DecoderConfig, LayerSpec
 from rope_study.errors import UserError
 from rope_study.sharding import Layout, one_device
@@ -86,9 +87,8 @@ def attend_by(
     spec: LayerSpec,
     layout: Layout | None,
     q: Array,
-    k: Array,
-    v: Array,
-    softmax: reference.Softmax | None = None,
+    keys: Mapping[str, Array],
+    inputs: ScoreInputs | None = None,
     rows: Array | None = None,
 ) -> Array:
     """A layer's attention by the backend of its choice: as reference.attend, [B, T, N, H].
@@ -96,15 +96,16 @@ def attend_by(
     Args:
       config, spec, layout: as in `choose`.
       q: rotated [B, T, N, H].
-      k, v: [B, S, K, H]; S may be above T where a cache has room for more.
-      softmax: what the layer's score function makes of the logits, for the reference.
+      keys: "k" and "v" [B, S, K, H]; S may be above T where a cache has room for more.
+      inputs: what the layer's score function reads besides the logits.
       rows: int[T], the places of the queries among the keys, where they do not begin at 0: tokens
         that follow a cache, which the reference reads.
     """
     backend = REFERENCE if rows is not None else choose(config, spec, layout).backend
     if backend == REFERENCE:
-        return reference.attend(q, k, v, spec.window, spec.chunk, softmax, rows)
-    k, v = k[:, : q.shape[1]], v[:, : q.shape[1]]  # causal: no query reads what comes later
+        return context.attend(spec, layout, q, keys, inputs, rows)
+    # Causal: no query reads what comes later.
+    k, v = (keys[name][:, : q.shape[1]] for name in ("k", "v"))
     if backend == "cudnn":
         return cudnn.attend(q, k, v, spec.window)
     cap = spec.score_function.cap if isinstance(spec.score_function, SoftCap) else None

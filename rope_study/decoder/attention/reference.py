@@ -141,29 +141,35 @@ def attend(
     def all_keys(queries: Array) -> Array:
         return of_block(queries, 0, k.shape[1])
 
-    # Score functions and caches know their own keys, and get all of them.
-    near = rows is None and softmax is None
-    attend_block = _reading_near(of_block, k.shape[1], window, chunk) if near else all_keys
+    attend_block = all_keys
+    if softmax is None:  # score functions know their own keys, and get all of them
+        attend_block = _reading_near(of_block, k.shape[1], window, chunk, rows)
     output = jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, 1)  # [B, blocks, block, N, H]
     output = output.reshape(output.shape[0], -1, *output.shape[3:])
     return jnp.concatenate([output, all_keys(rest)], axis=1) if rest.size else output
 
 
 def _reading_near(
-    of_block: Callable, keys: int, window: int | None, chunk: int | None
+    of_block: Callable, keys: int, window: int | None, chunk: int | None, rows: Array | None
 ) -> Callable[[Array], Array]:
     """of_block(queries, first, count) of hardly more keys than a block of queries may read.
 
     How many must be known to the compiler. Under a window or chunk it is always the same; without,
     it is one of KEY_PARTS counts: of causal attention that leaves out 7/16 of all logits, where 1/2
-    may not be read.
+    may not be read. Queries that do not begin at 0 (`rows`) read all: they follow a cache, or are
+    the part of one device, and the others wait for that with the last.
     """
     reach = min((n for n in (window, chunk) if n is not None), default=None)
     if reach is not None:
         count = min(keys, QUERY_BLOCK + reach - 1)
-        return lambda queries: of_block(
-            queries, jnp.clip(queries[0] - reach + 1, 0, keys - count), count
-        )
+
+        def reading_reach(queries: Array) -> Array:
+            first = queries[0] if rows is None else rows[queries[0]]
+            return of_block(queries, jnp.clip(first - reach + 1, 0, keys - count), count)
+
+        return reading_reach
+    if rows is not None:
+        return lambda queries: of_block(queries, 0, keys)
     counts = [math.ceil(keys * (i + 1) / KEY_PARTS) for i in range(KEY_PARTS)]
     branches = [lambda queries, count=count: of_block(queries, 0, count) for count in counts]
 

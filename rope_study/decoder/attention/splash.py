@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rope_study.decoder.attention.reference import causal_mask
 from rope_study.sharding import Layout
-from rope_study.sharding.mesh import MeshAxes
 
 Array = jax.Array
 
@@ -93,15 +92,11 @@ def _dividing(layout: Layout, q_shape: tuple[int, ...], kv_heads: int) -> Layout
     layout = layout.whole_where_uneven(batch=batch, length=length)
     used = layout.rules.batch + layout.rules.length
     free = tuple(axis for axis in layout.rules.heads if axis not in used)
-    layout = _with_rules(layout, heads=free).whole_where_uneven(heads=heads)
+    layout = layout.with_rules(heads=free).whole_where_uneven(heads=heads)
     own, group = heads // layout.shards("heads"), heads // kv_heads
     if own % group and group % own:  # a device would need parts of two groups
-        layout = _with_rules(layout, heads=())
-    return _with_rules(layout, kv_heads=layout.rules.heads).whole_where_uneven(kv_heads=kv_heads)
-
-
-def _with_rules(layout: Layout, **rules: MeshAxes) -> Layout:
-    return dataclasses.replace(layout, rules=dataclasses.replace(layout.rules, **rules))
+        layout = layout.with_rules(heads=())
+    return layout.with_rules(kv_heads=layout.rules.heads).whole_where_uneven(kv_heads=kv_heads)
 
 
 def _own_heads(keys: Array, own: int, heads: int, layout: Layout) -> Array:
