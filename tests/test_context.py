@@ -208,3 +208,11 @@ def test_lengths_that_do_not_divide_are_refused():
     with pytest.raises(UserError, match=r"length=36 is no multiple of the 8 devices") as error:
         check_batch(8, 36, 1, sharding.make_layout("context=8"))
     assert error.value.argument == "length" and "context" in error.value.remedy
+
+
+def test_bfloat16_trains():
+    """XLA for CPUs fails on some sums of bf16 over devices."""
+    config = dataclasses.replace(SMALL, compute_dtype="bfloat16")
+    params = random_parameters(config)
+    loss, _ = gradients(config, params, sharding.make_layout("context=4,tensor=2"))
+    assert np.isfinite(loss)

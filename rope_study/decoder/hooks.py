@@ -33,9 +33,11 @@ CONSTANTS = {
     "key_counts": "how many keys a query may read, itself and those right before it int[T]",
 }
 
-# sum_over_weights(reduce) sums reduce(weights f32[B, N, t, S], queries int[t]) over blocks of the T
-# queries: the weights that the layer itself uses, of which no more than a block is ever held.
-SumOverWeights = Callable[[Callable[[Array, Array], Any]], Any]
+# sum_over_weights(reduce, *arrays) sums reduce(weights f32[B, N, t, S], queries int[t], *arrays)
+# over blocks of the T queries: the weights that the layer itself uses, no more than a block held at
+# a time. Pass arrays [B, S, ...] or [S] that reduce reads rather than close over them: where devices
+# share the length, each then gets them whole once, and not again for every block.
+SumOverWeights = Callable[..., Any]
 
 Hook = Callable[[str, Any], Any]
 

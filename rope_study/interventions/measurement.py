@@ -203,7 +203,7 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
     f32[N] of total variation."""
     counted = but_first(weights)
 
-    def reduce(attention: Array, queries: Array) -> dict[str, Array]:
+    def reduce(attention: Array, queries: Array, counted: Array) -> dict[str, Array]:
         w = counted[:, queries]
 
         def by_edit(x: Array) -> Array:
@@ -221,7 +221,7 @@ def _measure_patterns(activations: Mapping[str, Any], weights: Array) -> dict[st
             "total_variation": exact_einsum("bnt,bt->n", change, w[0::2]),
         }
 
-    return activations["attention"](reduce)
+    return activations["attention"](reduce, counted)
 
 
 _PATTERN_SUMS = Probe("patterns", ("attention",), _measure_patterns)

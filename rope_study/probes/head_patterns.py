@@ -119,7 +119,15 @@ def _measure(
     others = but_first(weights)  # keys other than the first token
     delimiters = others * jnp.isin(tokens, ids)
 
-    def reduce(attention: Array, queries: Array) -> dict[str, Array]:
+    def reduce(
+        attention: Array,
+        queries: Array,
+        weights: Array,
+        counts: Array,
+        others: Array,
+        delimiters: Array,
+        key_counts: Array,
+    ) -> dict[str, Array]:
         a = attention * weights[:, None, None, :]  # [B, N, t, S], none on padding
         counted = counts[:, queries]
         distance = queries[:, None] - places
@@ -146,7 +154,7 @@ def _measure(
             "pairs_key": jnp.sum(pairs, axis=1),
         }
 
-    sums = activations["attention"](reduce)
+    sums = activations["attention"](reduce, weights, counts, others, delimiters, key_counts)
     for name in ("y", "pairs"):
         sums[f"{name}_offset"] = _into_bins(sums[f"{name}_offset"], distance_bins(T))
         of_key = jnp.moveaxis(sums.pop(f"{name}_key"), 0, -2).reshape(-1, B * T)

@@ -57,11 +57,12 @@ def _measure(
     if place >= T:
         counts, place = jnp.zeros_like(counts), 0
 
-    def reduce(attention: Array, queries: Array) -> Array:
+    def reduce(attention: Array, queries: Array, counts: Array) -> Array:
         return exact_einsum("bnt,bt->bn", attention[..., place], counts[:, queries])
 
     queries = jnp.sum(counts, axis=1)  # [B], those that read the token
-    alpha = activations["attention"](reduce) / jnp.maximum(queries, 1)[:, None]  # [B, N]
+    summed = activations["attention"](reduce, counts)
+    alpha = summed / jnp.maximum(queries, 1)[:, None]  # [B, N]
     texts = (queries * weights[:, place] > 1).astype(jnp.float32)
     bin_of_alpha = jnp.clip((alpha * bins).astype(int), 0, bins - 1)
     return {

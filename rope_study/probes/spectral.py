@@ -55,7 +55,7 @@ def spectral(length: int = 64, window: str = "hann") -> Probe:
 def _measure(activations: Mapping[str, Any], weights: Array, taper: np.ndarray) -> dict[str, Array]:
     length = len(taper)
 
-    def reduce(attention: Array, queries: Array) -> dict[str, Array]:
+    def reduce(attention: Array, queries: Array, weights: Array) -> dict[str, Array]:
         keys = queries[:, None] - length + 1 + jnp.arange(length)  # [t, length]
         counted = weights[:, queries] * (keys[:, 0] >= 0)
         attention = attention * weights[:, None, None, :]
@@ -69,7 +69,7 @@ def _measure(activations: Mapping[str, Any], weights: Array, taper: np.ndarray) 
             "selectivity": exact_einsum("bnt,bnt->n", selectivity, counted),
         }
 
-    return activations["attention"](reduce)
+    return activations["attention"](reduce, weights)
 
 
 def spectrum(rows: Array) -> tuple[Array, Array, Array]:

@@ -18,6 +18,7 @@ from rope_study.decoder.attention_scores import ScoreInputs
 from rope_study.decoder.config import LayerSpec
 from rope_study.decoder.hooks import SumOverWeights
 from rope_study.sharding import Layout
+from rope_study.sharding.mesh import MeshAxes
 
 Array = jax.Array
 Keys = Mapping[str, Array]  # "k", "v" [B, S, K, H] and what the score function keeps [B, S, ...]
@@ -47,9 +48,8 @@ def attend(
 
     @jax.checkpoint  # or the gathered keys of every layer would be kept for the backward pass
     def of_device(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array) -> Array:
-        axes = split.rules.length
-        gather = functools.partial(jax.lax.all_gather, axis_name=axes, axis=1, tiled=True)
-        return run(q, jax.tree.map(gather, keys), inputs, rows)
+        whole = {name: _all_gather(key, split.rules.length) for name, key in keys.items()}
+        return run(q, whole, inputs, rows)
 
     by_token = PartitionSpec(None, split.rules.length)
     return _by_device(of_device, split, inputs, by_token, by_token)(q, keys)
@@ -76,22 +76,22 @@ def weight_sums(
             block, keys["k"], spec.window, spec.chunk, softmax, rows[queries], queries
         )
 
-    def sum_over_weights(reduce: Callable[[Array, Array], Any]) -> Any:
+    def sum_over_weights(reduce: Callable[..., Any], *arrays: Array) -> Any:
         T, S = q.shape[1], keys["k"].shape[1]
         split = _split(layout, q, rows)
         if split is None:
             places = jnp.arange(T) if rows is None else rows
             weights = functools.partial(weights_of, q, keys, inputs, places)
-            return reference.sum_over_queries(lambda at: reduce(weights(at), at), T, S)
+            return reference.sum_over_queries(lambda at: reduce(weights(at), at, *arrays), T, S)
 
         parts, axes = split.shards("length"), split.rules.length
         whole, by_query = PartitionSpec(), PartitionSpec(None, None, axes)
         by_device = _by_device(weights_of, split, inputs, whole, by_query)
-        gathered = jax.tree.map(functools.partial(_gathered, layout=split), keys)
+        gathered, ready = jax.tree.map(lambda a: _gathered(a, split), (keys, arrays))
 
         def of_block(queries: Array) -> Any:
             places = jnp.arange(parts)[:, None] * (T // parts) + queries
-            return reduce(by_device(q, gathered, queries), places.ravel())
+            return reduce(by_device(q, gathered, queries), places.ravel(), *ready)
 
         return reference.sum_over_queries(of_block, T // parts, S)
 
@@ -159,8 +159,32 @@ def _of_rows_and_heads(layout: Layout) -> set[str]:
     return {*layout.rules.batch, *layout.rules.heads, *layout.rules.kv_heads}
 
 
-def _gathered(keys: Array, layout: Layout) -> Array:
-    """keys[B, S, ...] of the whole text on every device, rows and heads split as they are."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _all_gather(keys: Array, axes: MeshAxes) -> Array:
+    """Every device's keys [B, S / n, ...], one after the other: [B, S, ...].
+
+    Gradients are summed over devices in f32, as on one device; XLA for CPUs also fails on a sum of
+    bf16 here (jax 0.10).
+    """
+    return jax.lax.all_gather(keys, axes, axis=1, tiled=True)
+
+
+def _all_gather_forward(keys: Array, axes: MeshAxes) -> tuple[Array, None]:
+    return _all_gather(keys, axes), None
+
+
+def _all_gather_backward(axes: MeshAxes, _: None, g: Array) -> tuple[Array | None]:
+    if g.dtype == jax.dtypes.float0:  # of positions
+        return (None,)
+    total = jax.lax.psum_scatter(g.astype(jnp.float32), axes, scatter_dimension=1, tiled=True)
+    return (total.astype(g.dtype),)
+
+
+_all_gather.defvjp(_all_gather_forward, _all_gather_backward)
+
+
+def _gathered(a: Array, layout: Layout) -> Array:
+    """a[B, S, ...] of the whole text on every device, rows and heads split as they are; or a[S]."""
     free = PartitionSpec.UNCONSTRAINED
-    spec = PartitionSpec(free, None, *[free] * (keys.ndim - 2))
-    return jax.lax.with_sharding_constraint(keys, NamedSharding(layout.mesh, spec))
+    spec = PartitionSpec(*([free, None, *[free] * (a.ndim - 2)] if a.ndim > 1 else [None]))
+    return jax.lax.with_sharding_constraint(a, NamedSharding(layout.mesh, spec))
