@@ -34,9 +34,9 @@ CONSTANTS = {
 }
 
 # sum_over_weights(reduce, *arrays) sums reduce(weights f32[B, N, t, S], queries int[t], *arrays)
-# over blocks of the T queries: the weights that the layer itself uses, no more than a block held at
-# a time. Pass arrays [B, S, ...] or [S] that reduce reads rather than close over them: where devices
-# share the length, each then gets them whole once, and not again for every block.
+# over blocks of the T queries: the weights that the layer itself uses, no more than a block held
+# at a time. Pass arrays [B, S, ...] or [S] that reduce reads rather than close over them: where
+# devices share the length, each then gets them whole once, and not again for every block.
 SumOverWeights = Callable[..., Any]
 
 Hook = Callable[[str, Any], Any]

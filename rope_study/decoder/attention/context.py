@@ -40,15 +40,20 @@ def attend(
 
     def run(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array | None) -> Array:
         softmax = _softmax(spec, inputs, keys)
-        return reference.attend(q, keys["k"], keys["v"], spec.window, spec.chunk, softmax, rows)
+        return reference.attend(
+            q, keys["k"], keys["v"], spec.window, spec.chunk, softmax, rows, parts
+        )
 
     split = _split(layout, q, rows)
+    parts = 1 if split is None else split.shards("length")
     if split is None:
         return run(q, keys, inputs, rows)
 
     @jax.checkpoint  # or the gathered keys of every layer would be kept for the backward pass
     def of_device(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array) -> Array:
-        whole = {name: _all_gather(key, split.rules.length) for name, key in keys.items()}
+        whole: dict[str, Any] = {
+            name: _all_gather(key, split.rules.length) for name, key in keys.items()
+        }
         return run(q, whole, inputs, rows)
 
     by_token = PartitionSpec(None, split.rules.length)
@@ -65,7 +70,7 @@ def weight_sums(
 ) -> SumOverWeights:
     """The layer's attention weights as a function that sums over them; arguments as `attend`.
 
-    Where devices share the length, a block is one of each device's queries.
+    Where devices share the length, they share every block: each has queries of its own part in it.
     """
 
     def weights_of(
@@ -93,7 +98,7 @@ def weight_sums(
             places = jnp.arange(parts)[:, None] * (T // parts) + queries
             return reduce(by_device(q, gathered, queries), places.ravel(), *ready)
 
-        return reference.sum_over_queries(of_block, T // parts, S)
+        return reference.sum_over_queries(of_block, T // parts, S, parts)
 
     return sum_over_weights
 

@@ -113,6 +113,7 @@ def attend(
     chunk: int | None = None,
     softmax: Softmax | None = None,
     rows: Array | None = None,
+    parts: int = 1,
 ) -> Array:
     """Mixes values by causal attention: rotated q[B,T,N,H], k and v[B,S,K,H] -> [B,T,N,H].
 
@@ -122,8 +123,9 @@ def attend(
       chunk: a query reads keys of its own chunk only.
       softmax: stands in place of the masked softmax.
       rows: int[T], the places of the queries among the keys; 0..T-1 where not given.
+      parts: how many devices share a block of queries; these are one's.
     """
-    blocks, rest = _split(q.shape[1], k.shape[1])
+    blocks, rest = _split(q.shape[1], k.shape[1], parts)
     if blocks is None:
         return mix(probabilities(q, k, window, chunk, softmax, rows), v)
 
@@ -143,14 +145,19 @@ def attend(
 
     attend_block = all_keys
     if softmax is None:  # score functions know their own keys, and get all of them
-        attend_block = _reading_near(of_block, k.shape[1], window, chunk, rows)
+        attend_block = _reading_near(of_block, blocks.shape[1], k.shape[1], window, chunk, rows)
     output = jnp.moveaxis(jax.lax.map(attend_block, blocks), 0, 1)  # [B, blocks, block, N, H]
     output = output.reshape(output.shape[0], -1, *output.shape[3:])
     return jnp.concatenate([output, all_keys(rest)], axis=1) if rest.size else output
 
 
 def _reading_near(
-    of_block: Callable, keys: int, window: int | None, chunk: int | None, rows: Array | None
+    of_block: Callable,
+    block: int,
+    keys: int,
+    window: int | None,
+    chunk: int | None,
+    rows: Array | None,
 ) -> Callable[[Array], Array]:
     """of_block(queries, first, count) of hardly more keys than a block of queries may read.
 
@@ -161,7 +168,7 @@ def _reading_near(
     """
     reach = min((n for n in (window, chunk) if n is not None), default=None)
     if reach is not None:
-        count = min(keys, QUERY_BLOCK + reach - 1)
+        count = min(keys, block + reach - 1)
 
         def reading_reach(queries: Array) -> Array:
             first = queries[0] if rows is None else rows[queries[0]]
@@ -181,9 +188,15 @@ def _reading_near(
     return reading_parts
 
 
-def sum_over_queries(function: Callable[[Array], Any], length: int, keys: int) -> Any:
-    """The sum of function(queries int[t]), a tree of arrays, over blocks of 0..length-1."""
-    blocks, rest = _split(length, keys)
+def sum_over_queries(
+    function: Callable[[Array], Any], length: int, keys: int, parts: int = 1
+) -> Any:
+    """The sum of function(queries int[t]), a tree of arrays, over blocks of 0..length-1.
+
+    Args:
+      parts: as in `attend`.
+    """
+    blocks, rest = _split(length, keys, parts)
     if blocks is None:
         return function(rest)
     add = functools.partial(jax.tree.map, jnp.add)
@@ -192,13 +205,13 @@ def sum_over_queries(function: Callable[[Array], Any], length: int, keys: int) -
     return add(total, function(rest)) if rest.size else total
 
 
-def _split(length: int, keys: int) -> tuple[Array | None, Array]:
-    """int[blocks, QUERY_BLOCK] and the queries that are left; all are left where they are few."""
-    queries = jnp.arange(length)
-    if keys <= LONG or length < QUERY_BLOCK:
+def _split(length: int, keys: int, parts: int) -> tuple[Array | None, Array]:
+    """int[blocks, block] and the queries that are left; all are left where they are few."""
+    queries, block = jnp.arange(length), max(QUERY_BLOCK // parts, 1)
+    if keys <= LONG or length < block:
         return None, queries
-    whole = length // QUERY_BLOCK * QUERY_BLOCK
-    return queries[:whole].reshape(-1, QUERY_BLOCK), queries[whole:]
+    whole = length // block * block
+    return queries[:whole].reshape(-1, block), queries[whole:]
 
 
 def key_heads(heads: int, kv_heads: int) -> np.ndarray:
