@@ -191,6 +191,14 @@ def test_slow_bands_names_where_they_begin_and_puts_unrotated_pairs_to_the_left(
     )
 
 
+def test_slow_bands_without_any_rotation_are_marks_only():
+    norms = [1, 1, 1, 1, 1, 1, 5, 6]
+    figure = figures.slow_bands({"nope": with_norms(rotary.nope(), norms)})
+    figure.canvas.draw()
+    (marks,) = [line for line in figure.axes[1].lines if line.get_marker() == "|"]
+    np.testing.assert_allclose(marks.get_ydata(), np.array(norms) / np.mean(norms), rtol=1e-6)
+
+
 def test_local_and_global_layers_are_told_apart():
     usage = with_norms(ENCODINGS["rope"], [1, 1, 1, 1, 1, 1, 5, 6])
     usage["inverse_frequency"][1] = rotary.rope(500_000).inverse_frequencies(16)

@@ -220,8 +220,9 @@ def _draw_band(axes: Axes, label: str, band: xr.Dataset, line: dict) -> None:
     axes.plot(frequencies[rotated], norms[rotated], **line, label=as_text(f"{label}: {words}"))
     if begins > 0:
         axes.axvline(begins, color=line["color"], linestyle=":", linewidth=1.2)
-    if rotated.any() and not rotated.all():
-        left = np.full((~rotated).sum(), frequencies[rotated].min() / 3)
+    if not rotated.all():
+        edge = frequencies[rotated].min() / 3 if rotated.any() else 1.0
+        left = np.full((~rotated).sum(), edge)
         axes.plot(left, norms[~rotated], "|", color=line["color"])
 
 
