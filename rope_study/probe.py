@@ -14,6 +14,7 @@ from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
 from rope_study.files import check_new_folder
+from rope_study.paths import to_path
 from rope_study.reports.model import LENGTH, PAGE, PROBES, Measurements, probe, table, write
 from rope_study.sharding import check_same, is_main_process, on_main
 
@@ -76,7 +77,7 @@ def check_flags(f: flags.FlagValues) -> Path:
     command.check_model_flags()
     if f.out is None:
         raise UserError("no folder for the results: give a new one", "out")
-    folder = Path(on_main(lambda: str(check_new_folder(f.out, "out"))))
+    folder = to_path(on_main(lambda: str(check_new_folder(f.out, "out"))))
     if f.string and f["text"].present:
         raise UserError("--text and --string both say what to read: give one of them")
     for name in f.probes or [""]:

@@ -86,7 +86,7 @@ def test_what_is_exported_loads_again(kind, shard_bytes, tmp_path):
     decoder, loaded = checkpoints.load(tmp_path / "out")
     assert decoder.config.layer_specs == config.layer_specs
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert tuple(loaded["embedding"].sharding.spec) == ("tensor", "fsdp")
+    assert tuple(loaded["embedding"].sharding.spec) == ("tensor", ("fsdp", "context"))
 
 
 def test_names_and_orders_of_axes(folder):

@@ -77,8 +77,8 @@ def test_arrays_of_another_encoding_start_anew_and_are_named(continued, origin, 
 @pytest.mark.parametrize(
     ("field", "value", "problem"),
     [
-        ("model.layers", 3, "layers=3: a run from .* has its shapes"),
-        ("model.preset", "tiny", "preset='tiny': a run from .* has its shapes"),
+        ("model.layers", 3, "layers=3 by config.model, and 1 in "),
+        ("model.preset", "gemma_2b", "d_model=2048 by config.model, and 32 in "),
         ("train.init_from", "nowhere", "no run at nowhere"),
     ],
 )

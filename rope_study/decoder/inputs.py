@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
@@ -171,7 +172,7 @@ def check_params(config: DecoderConfig, params: Any, more: bool = True) -> None:
         raise UserError(f"params of type {type(params).__name__} must be a dictionary", "params")
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        flat: dict[str, Any] = flatten_dict(dict(tree), sep="/")
+        flat: dict[str, Any] = flatten_dict(nn.unbox(dict(tree)), sep="/")
         return {name: getattr(array, "shape", ()) for name, array in flat.items()}
 
     given, expected = shapes(params), shapes(parameter_tree(config))

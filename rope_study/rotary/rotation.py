@@ -57,9 +57,9 @@ def convert_layout(x: Numbers, source: str, target: str) -> Numbers:
     for layout in (source, target):
         if layout not in LAYOUTS:
             raise UserError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
-    half = pair_count(np.shape(x)[-1] if np.ndim(x) else 0)
-    if source == target:
+    if source == target:  # also what has no pairs, such as weights of an MLP
         return x
+    half = pair_count(np.shape(x)[-1] if np.ndim(x) else 0)
     split = (2, half) if source == "half_split" else (half, 2)
     return x.reshape(*x.shape[:-1], *split).swapaxes(-1, -2).reshape(x.shape)
 

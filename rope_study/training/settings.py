@@ -281,13 +281,7 @@ def _checkpoint_decoder(config: Config, tokenizer: Tokenizer) -> DecoderConfig:
     """The decoder of train.init_from; UserError where other settings say that it is another."""
     path, model = config.train.init_from, config.model
     decoder = checkpoints.load_config(path)
-    own = [
-        name
-        for name, value in default().model.items()
-        if model[name] != value and name not in {*RUNNING, *variants.REGISTRIES}
-    ]
-    if own:
-        raise UserError(f"{own[0]}={model[own[0]]!r}: a run from {path} has its shapes", own[0])
+    _check_shapes(config, decoder, tokenizer)
     trained = checkpoints.load_tokenizer(path)
     if trained.fingerprint != tokenizer.fingerprint:
         raise UserError(
@@ -299,6 +293,25 @@ def _checkpoint_decoder(config: Config, tokenizer: Tokenizer) -> DecoderConfig:
     running = {name: model[name] for name in RUNNING if model[name] is not None}
     origin = ", ".join(filter(None, (f"continued from {path}", decoder.source)))
     return dataclasses.replace(decoder, source=origin, **running)
+
+
+def _check_shapes(config: Config, decoder: DecoderConfig, tokenizer: Tokenizer) -> None:
+    """Refuses shapes of config.model, where it gives any, that are not the checkpoint's."""
+    asked, defaults = config.model, default().model
+    free = {*RUNNING, *variants.REGISTRIES}
+    given = [name for name in defaults if name not in free and asked[name] != defaults[name]]
+    if not given:
+        return
+    described = decoder_config(asked, tokenizer.vocab_size)
+    fields = [name for name in defaults if name not in free] if "preset" in given else given
+    for name in filter("preset".__ne__, fields):
+        there, here = getattr(decoder, name), getattr(described, name)
+        if there != here:
+            raise UserError(
+                f"{name}={here} by config.model, and {there} in {config.train.init_from}, whose"
+                " shapes the run has: leave it out",
+                name if name in given else "preset",
+            )
 
 
 def decoder_config(model: Config, vocab_size: int) -> DecoderConfig:

@@ -37,6 +37,7 @@ from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_params, 
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_new_folder, write_atomically
+from rope_study.paths import to_path
 from rope_study.sharding import is_main_process, on_main, to_host
 
 CLASSES = {
@@ -81,7 +82,7 @@ def export(
         config = dataclasses.replace(config, bos=tokenizer.bos)
     check_params(config, params, more=False)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    target = Path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
+    target = to_path(on_main(lambda: str(check_new_folder(folder, "folder", size))))
     fields = config_fields(config)
     dtype = functools.reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)])
     weight_map = make_weight_map(config, *spec_tables(config, "model."))
