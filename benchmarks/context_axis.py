@@ -7,6 +7,7 @@ Two layers of Gemma 2B with a vocabulary of 32,768 and full rematerialisation: a
 bf16 with AdamW, and a probe run in f32 that reads attention (frequency_usage, head_patterns).
 Nothing runs: the numbers are GiB that the compiled program holds on each device. "keys": what the
 gathered keys and values of one layer take, of which a ring would hold two parts of `context`.
+"(whole)": with parameters that are not split along context (rules.embed=fsdp). nan: does not fit.
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", max(args.sizes))
     devices = jax.devices()
     if args.topology:
-        devices = topologies.get_topology_desc("tpu", topology_name=args.topology).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices
     config = dataclasses.replace(presets.gemma_2b(), layers=2, vocab_size=32_768, remat="full")
     print(f"2 layers of gemma_2b, 1 text, {devices[0].device_kind}, jax {jax.__version__}; GiB")
     print("                   training step                        | probe run")
@@ -67,11 +68,16 @@ def main() -> None:
 
 
 def training(config: DecoderConfig, layout: Layout, length: int) -> tuple[float, float]:
-    """GiB of parameters with their optimizer's state, and of temporaries."""
+    """GiB of parameters with their optimizer's state, and of temporaries; NaN: does not fit."""
     train = settings.TrainSettings(**settings.default().train.to_dict())
     trainer = Trainer(Decoder(config, fit_layout(config, layout)), train, seed=0)
     windows = jax.ShapeDtypeStruct((1, length + 1), jnp.int32)
-    memory = trainer.step.lower(trainer.abstract_state, windows).compile().memory_analysis()
+    try:
+        memory = trainer.step.lower(trainer.abstract_state, windows).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return float("nan"), float("nan")
     return memory.argument_size_in_bytes / 2**30, memory.temp_size_in_bytes / 2**30
 
 

@@ -151,7 +151,7 @@ def test_rules_refuse_one_mesh_axis_twice():
 
 @pytest.mark.parametrize("axes", ["f", "fsdp,fsdp", ("model",)])
 def test_rules_name_axes_of_the_mesh(axes):
-    with pytest.raises(UserError, match=r"rules.embed=.*Known: data, fsdp, tensor"):
+    with pytest.raises(UserError, match=r"rules.embed=.*Known: data, fsdp, context, tensor"):
         sharding.Rules(embed=axes)
 
 
