@@ -14,7 +14,7 @@ from absl import flags
 
 from rope_study.checks import check
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 # Workers import this module again, so what is not for them is imported where it is used.
 

@@ -14,7 +14,7 @@ from rope_study import command
 from rope_study.data import load_texts
 from rope_study.errors import UserError, nearest
 from rope_study.files import check_new_folder
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.reports.model import LENGTH, PAGE, PROBES, Measurements, probe, table, write
 from rope_study.sharding import check_same, is_main_process, on_main
 

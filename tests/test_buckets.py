@@ -17,8 +17,9 @@ import pytest
 import xarray
 from commands import check_one_line, run_command
 
-from rope_study import checkpoints, data, evaluate, files, paths, probe, probes, train
+from rope_study import checkpoints, data, evaluate, files, probe, probes, train
 from rope_study.errors import UserError
+from rope_study.files import paths
 from rope_study.training import metrics, owner
 
 STEPS = 12
@@ -68,7 +69,8 @@ def test_without_the_extra_its_name_is_said(monkeypatch):
 
 def test_local_paths_load_no_library_of_buckets():
     program = (
-        "import sys; from rope_study import command, paths; paths.to_path('runs/x');"
+        "import sys; from rope_study import command; from rope_study.files import paths;"
+        " paths.to_path('runs/x');"
         " assert not {'fsspec', 'gcsfs', 'aiohttp'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

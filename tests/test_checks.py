@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from rope_study.checks import MOST, check, checked
 from rope_study.decoder import LayerSpec
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def test_report_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "replace", fail)
+        patch.setattr(files.writing.os, "replace", fail)
         with pytest.raises(UserError, match="disk gone"):
             study_report.write_report(path, results, {})
     assert path.read_text() == "the last one"

@@ -11,7 +11,7 @@ PACKAGE = Path(rope_study.__file__).parent
 # From the ground up: a folder may import those before it, and its own.
 FLOORS = (
     ("errors",),
-    ("paths", "checks"),
+    ("checks",),
     ("files",),
     ("sharding", "data"),
     ("registry",),

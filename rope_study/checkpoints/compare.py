@@ -25,7 +25,7 @@ from rope_study.checks import checked
 from rope_study.decoder import Decoder, Probe, check_params, check_tokens
 from rope_study.errors import UserError, nearest
 from rope_study.files import explained
-from rope_study.paths import local_copy, to_path
+from rope_study.files.paths import local_copy, to_path
 from rope_study.sharding import to_host
 
 # In the order in which a layer makes them.

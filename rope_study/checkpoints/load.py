@@ -12,7 +12,7 @@ from rope_study.checks import checked
 from rope_study.data.gguf_file import ENDING as GGUF_ENDING
 from rope_study.decoder import Decoder, DecoderConfig, fit_layout, variants
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.rotary import Rotary
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import google_crc32c
 import orbax.checkpoint as ocp
 
-from rope_study import paths, sharding
+from rope_study import sharding
 from rope_study.errors import UserError
-from rope_study.files import explained, read_json
+from rope_study.files import explained, paths, read_json
 
 ITEM, FILE = "manifest", "crc32c.json"
 CHUNK = 2**20  # bytes read at once

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from rope_study import data, files, paths, rotary, sharding
+from rope_study import data, files, rotary, sharding
 from rope_study.checkpoints import manifest
 from rope_study.decoder import (
     Decoder,
@@ -32,7 +32,8 @@ from rope_study.decoder import (
 )
 from rope_study.decoder.config import AUTO
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files import paths
+from rope_study.files.paths import to_path
 from rope_study.rotary import Rotary
 
 PARAMS, OPTIMIZER = "params", "optimizer"  # items of a checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 from rope_study.checks import check, checked
 from rope_study.data.text_files import JSON_ENDINGS, JSON_LINES, ending, json_rows, read_text
 from rope_study.errors import UserError, nearest
-from rope_study.paths import files_below, kind_of, matches, to_path
+from rope_study.files.paths import files_below, kind_of, matches, to_path
 
 # Longer documents are cut into pieces, each of which begins with BOS.
 MAX_CHARACTERS = 32_768

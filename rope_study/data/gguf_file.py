@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from rope_study.errors import UserError
-from rope_study.paths import local_copy, to_path
+from rope_study.files.paths import local_copy, to_path
 
 ENDING = ".gguf"
 

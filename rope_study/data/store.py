@@ -24,7 +24,7 @@ from rope_study.data.batches import token_dtype
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
 from rope_study.files import explained, read_json, write_atomically
-from rope_study.paths import kind_of, local_copy, size_of, to_path
+from rope_study.files.paths import kind_of, local_copy, size_of, to_path
 
 INDEX, JOURNAL = "index.json", "journal.jsonl"
 FORMAT = 1

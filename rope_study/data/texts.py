@@ -15,7 +15,7 @@ from rope_study.data import passages
 from rope_study.data.text_files import JSON_ENDINGS, ending, json_rows, read_text
 from rope_study.data.tokenizers.base import check_unicode
 from rope_study.errors import UserError, nearest
-from rope_study.paths import kind_of, to_path
+from rope_study.files.paths import kind_of, to_path
 
 ALLOWED = (
     'texts are "default", "domains", a UTF-8 text or JSON Lines file, or a list of strings; if it'

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rope_study import paths
 from rope_study.errors import UserError
-from rope_study.paths import is_remote, to_path
+from rope_study.files import paths
+from rope_study.files.paths import is_remote, to_path
 
 # In a folder that is written whole, the files that readers look for first.
 MARKERS = ("config.json", ".zgroup", "zarr.json", ".zmetadata")

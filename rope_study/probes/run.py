@@ -26,7 +26,7 @@ from rope_study.decoder import (
 from rope_study.decoder.config import AUTO, REFERENCE
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.probes import datasets
 from rope_study.sharding import Layout, compiler
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from rope_study.files import atomic, write_atomically
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.reports import html
 from rope_study.reports.results import spread
 

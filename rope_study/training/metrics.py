@@ -11,7 +11,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from rope_study.files import explained, write_atomically
-from rope_study.paths import Writable
+from rope_study.files.paths import Writable
 
 
 class MetricsLog:

@@ -24,7 +24,7 @@ from pathlib import Path
 import tensorstore as ts
 
 from rope_study.errors import UserError
-from rope_study.paths import absolute, first_line, is_remote
+from rope_study.files.paths import absolute, first_line, is_remote
 
 FILE = "owner.json"
 BEAT, STALE = 20.0, 120.0  # seconds

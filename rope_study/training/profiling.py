@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rope_study.files import explained
-from rope_study.paths import Writable
+from rope_study.files.paths import Writable
 from rope_study.sharding import is_main_process
 from rope_study.training.settings import Run
 

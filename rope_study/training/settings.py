@@ -21,7 +21,7 @@ from rope_study.checks import check, check_fields
 from rope_study.data import DataSettings, Tokenizer, load_tokenizer
 from rope_study.decoder import DecoderConfig, check_vocabulary, presets, variants
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.sharding import Rules
 
 # An ml_collections.ConfigDict, whose fields no type checker knows.

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
-from rope_study.paths import absolute, to_path
+from rope_study.files.paths import absolute, to_path
 
 METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 

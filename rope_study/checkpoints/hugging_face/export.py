@@ -37,7 +37,7 @@ from rope_study.decoder import Decoder, DecoderConfig, LayerSpec, check_params, 
 from rope_study.decoder.query_scaling import LogitScale
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_new_folder, write_atomically
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.sharding import is_main_process, on_main, to_host
 
 CLASSES = {

@@ -19,7 +19,7 @@ from rope_study.checkpoints.weight_map import (
 )
 from rope_study.decoder import DecoderConfig
 from rope_study.errors import UserError
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary, L layers,
 # P per_layer_dim.

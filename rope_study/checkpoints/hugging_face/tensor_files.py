@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
-from rope_study.paths import local_copy, to_path
+from rope_study.files.paths import local_copy, to_path
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rope_study.errors import UserError
-from rope_study.paths import local_copy, to_path
+from rope_study.files.paths import local_copy, to_path
 
 HEADER = struct.Struct("<7i")
 MAGIC = 0x616B3432  # begins the files of later versions, "24ka" in bytes

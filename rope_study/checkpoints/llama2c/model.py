@@ -14,7 +14,7 @@ from rope_study.checkpoints.weight_map import (
     make_weight_map,
 )
 from rope_study.decoder import DecoderConfig
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 # Axes: D d_model, N query heads, K key heads, H head_dim, F mlp_hidden, V vocabulary.
 TOP = {

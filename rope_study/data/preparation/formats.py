@@ -22,7 +22,7 @@ from rope_study.data.preparation.streams import (
 from rope_study.data.text_files import FORMATS as OTHER_FORMATS
 from rope_study.data.text_files import JSON_LINES, TABLES, WRITE_JSONL, ending
 from rope_study.errors import UserError
-from rope_study.paths import local_copy, size_of
+from rope_study.files.paths import local_copy, size_of
 
 TOKEN_TYPES = ("uint16", "uint32", "int32")
 ROWS = 256  # of an ArrayRecord file at a time

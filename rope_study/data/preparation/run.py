@@ -36,7 +36,7 @@ from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.data.tokenizers.load import load_tokenizer
 from rope_study.errors import UserError
 from rope_study.files import check_writable, explained
-from rope_study.paths import is_remote, size_of
+from rope_study.files.paths import is_remote, size_of
 
 ENDINGS = sorted({*TEXT_ENDINGS, *FORMATS} - {".bin"})  # others too call their files .bin
 LOSSES = ("targets", "all")

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from rope_study.data.text_files import OPENERS
 from rope_study.errors import UserError
-from rope_study.paths import size_of
+from rope_study.files.paths import size_of
 
 READ = 2**20  # bytes decompressed at a time
 MAX_RECORD = 2**28  # bytes of one document: it is held in memory several times

@@ -17,7 +17,7 @@ from rope_study.data.preparation.run import find_input
 from rope_study.data.tokenizers.load import load_tokenizer
 from rope_study.errors import UserError
 from rope_study.files import atomic, check_writable
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 SAMPLE = 2**28  # characters to train on: more changes little and takes memory
 BLOCK = 2**20

@@ -12,7 +12,7 @@ import numpy as np
 from rope_study.checks import check
 from rope_study.errors import UserError
 from rope_study.files import atomic, read_json
-from rope_study.paths import is_remote, to_path
+from rope_study.files.paths import is_remote, to_path
 
 
 class Tokenizer(abc.ABC):

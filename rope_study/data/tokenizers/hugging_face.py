@@ -9,7 +9,7 @@ import tokenizers
 from rope_study.data.tokenizers.base import SETTINGS_FILE, FileTokenizer, label, read_object
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
-from rope_study.paths import local_copy
+from rope_study.files.paths import local_copy
 
 MODEL_FILE = "config.json"
 

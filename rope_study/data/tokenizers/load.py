@@ -10,7 +10,7 @@ from rope_study.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from rope_study.data.tokenizers.llama2c import Llama2cTokenizer
 from rope_study.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from rope_study.errors import UserError, nearest
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 
 # What a folder is searched for, in this order.
 IN_FOLDER = ("tokenizer.model", "tokenizer.json", "tok*.bin", "*.gguf")

@@ -15,7 +15,7 @@ from rope_study.data.tokenizers.base import (
 from rope_study.data.tokenizers.words import Words
 from rope_study.errors import UserError
 from rope_study.files import write_atomically
-from rope_study.paths import local_copy
+from rope_study.files.paths import local_copy
 
 
 class SentencePieceTokenizer(FileTokenizer):

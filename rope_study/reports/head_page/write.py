@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import xarray
 
 from rope_study.files import write_atomically
-from rope_study.paths import to_path
+from rope_study.files.paths import to_path
 from rope_study.reports import html
 from rope_study.reports.head_page.contents import contents
 
