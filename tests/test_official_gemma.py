@@ -182,7 +182,7 @@ def test_loads_into_shardings():
     _, expected = checkpoints.load(DATA / "gemma3_large", config=config, mesh="data=8")
     _, params = checkpoints.load(DATA / "gemma3_large", config=config, mesh="fsdp=4,tensor=2")
     q = params["pattern_0"]["q"]
-    assert tuple(q.sharding.spec) == (None, "fsdp", "tensor", None)
+    assert tuple(q.sharding.spec) == (None, ("fsdp", "context"), "tensor", None)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
