@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import xarray
 from numpy.typing import ArrayLike
 
 from rope_study.errors import UserError
@@ -25,14 +24,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 MOST = 2**32 - 1  # of counts, places and seeds
 LARGEST = float(np.finfo(np.float32).max)  # decoders compute in f32
 ARRAY = set(typing.get_args(ArrayLike)) or {ArrayLike}
+PACKAGES = ("rope_study.", "xarray.")  # whose classes are looked at
 WORDS = {
     int: "a whole number from 0 to 2^32-1",
     float: f"a finite number, at most {LARGEST:.2g}",
     bool: "True or False",
     str: "a text",
     os.PathLike: "a path",
-    xarray.Dataset: "a Dataset",
-    xarray.DataArray: "a DataArray",
 }
 
 
@@ -126,9 +124,9 @@ def _fault_of(value: Any, expected: Any) -> _Fault | None:
         return None if _finite(value) else _Fault("", value, "finite numbers")
     if kind in WORDS:
         return None if _fits(value, kind) else _Fault("", value, WORDS[kind])
-    ours = isinstance(kind, type) and kind.__module__.startswith("rope_study.")
-    if (ours or kind is types.NoneType) and not isinstance(value, kind):
-        return _Fault("", value, f"a {kind.__name__}" if ours else "")
+    a_class = isinstance(kind, type) and kind.__module__.startswith(PACKAGES)
+    if (a_class or kind is types.NoneType) and not isinstance(value, kind):
+        return _Fault("", value, f"a {kind.__name__}" if a_class else "")
     return None
 
 

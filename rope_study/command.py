@@ -25,9 +25,8 @@ from ml_collections import ConfigDict, config_flags
 
 from rope_study import checkpoints, files, sharding
 from rope_study.data import Tokenizer
-from rope_study.decoder import Decoder, attention, check_vocabulary
+from rope_study.decoder import Decoder, attention, check_vocabulary, variants
 from rope_study.errors import UserError, join, nearest
-from rope_study.probes.run import describe
 from rope_study.sharding import ending, preemption
 from rope_study.training import settings
 
@@ -160,7 +159,7 @@ def load_model() -> tuple[Decoder, dict, Tokenizer]:
     )
     check_vocabulary(decoder.config, tokenizer)
     if sharding.is_main_process():
-        about = f"{describe(decoder.config)}, trained on {trained_length(decoder)}"
+        about = f"{variants.describe(decoder.config)}, trained on {trained_length(decoder)}"
         backends = attention.in_words(decoder.config, decoder.layout)
         print(f"{f.checkpoint}: {about}; {backends}", file=sys.stderr)
     return decoder, params, tokenizer

@@ -19,9 +19,8 @@ import jax
 from absl import flags
 
 from rope_study import command
-from rope_study.decoder import attention, presets
+from rope_study.decoder import attention, presets, variants
 from rope_study.errors import UserError
-from rope_study.probes.run import describe
 from rope_study.reports import plan as report
 from rope_study.reports import programs
 from rope_study.sharding import Layout, make_layout
@@ -175,7 +174,7 @@ def heading(plan: Plan) -> str:
         what = f"frequency usage of texts of {plan.probe[0]:,} tokens, parameters {plan.probe[1]}"
     chips, slices = len(plan.devices) // plan.chip.devices, f"{plan.slices} slices of "
     return (
-        f"{describe(run.decoder)}: {what}\n"
+        f"{variants.describe(run.decoder)}: {what}\n"
         f"{slices if plan.slices > 1 else ''}{flags.FLAGS.topology}: {chips} chips,"
         f" {plan.devices[0].device_kind}"
     )

@@ -19,10 +19,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
+from etils import epy
 
 from rope_study import data, files, rotary, sharding
-from rope_study.checkpoints import manifest
 from rope_study.decoder import (
     Decoder,
     DecoderConfig,
@@ -35,6 +34,11 @@ from rope_study.errors import UserError
 from rope_study.files import paths
 from rope_study.files.paths import to_path
 from rope_study.rotary import Rotary
+
+with epy.lazy_imports():  # half a second that only runs need, which are opened later
+    import orbax.checkpoint as ocp
+
+    from rope_study.checkpoints import manifest
 
 PARAMS, OPTIMIZER = "params", "optimizer"  # items of a checkpoint
 CHECKPOINTS, DAMAGED = "checkpoints", "damaged"  # folders of a run

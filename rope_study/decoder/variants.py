@@ -110,3 +110,10 @@ def _read_term(text: str, argument: str | None) -> tuple[str, _Term]:
     raise UserError(
         f"unknown encoding {name!r}.{nearest(name, known)} Known: {', '.join(known)}", argument
     )
+
+
+def describe(config: DecoderConfig) -> str:
+    """One line that names a decoder, for titles."""
+    names = dict.fromkeys(name_of(spec) for spec in config.pattern)
+    shape = f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
+    return shape if config.source is None else f"{config.source}, {shape}"

@@ -16,13 +16,21 @@ import numpy as np
 import xarray
 
 from rope_study.checks import checked
-from rope_study.decoder import Decoder, DecoderConfig, Probe, check_length, each_batch, each_pair
+from rope_study.decoder import (
+    Decoder,
+    DecoderConfig,
+    Probe,
+    check_length,
+    each_batch,
+    each_pair,
+    variants,
+)
 from rope_study.errors import UserError
 from rope_study.interventions.changes import Change, apply_changes, changes
 from rope_study.interventions.edits import EDITABLE, Intervention
 from rope_study.interventions.losses import Options, loss_reader
 from rope_study.probes import datasets
-from rope_study.probes.run import but_first, describe, exact_einsum, fill_batch, in_f32
+from rope_study.probes.run import but_first, exact_einsum, fill_batch, in_f32
 from rope_study.sharding import Layout, compiler
 from rope_study.training.evaluate import mean_and_error
 
@@ -111,7 +119,7 @@ def measure(
         )  # fmt: skip
     targets = np.concatenate([weights[:, 1:].sum(axis=1, dtype=np.float64) for _, weights in texts])
     return _dataset(results, targets).assign_attrs(
-        model=describe(probed.config),
+        model=variants.describe(probed.config),
         tokens=sum(int(weights.sum()) for _, weights in texts),
         texts=sum(len(tokens) for tokens, _ in texts),
         context=context,

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray
 
-from rope_study.decoder import Decoder, check_text
+from rope_study.decoder import Decoder, check_text, variants
 from rope_study.probes import datasets
 from rope_study.probes.one_text import (
     check_index,
     query_and_key_coordinates,
     read_activations,
 )
-from rope_study.probes.run import describe
 
 Array = jax.Array
 
@@ -76,7 +75,7 @@ def _maps(
         dims=("layer", "head", "query", "key"),
         name="attention",
         coords={"layer": range(len(weights)), "head": heads} | coordinates,
-        attrs=datasets.attributes("attention") | {"model": describe(decoder.config)},
+        attrs=datasets.attributes("attention") | {"model": variants.describe(decoder.config)},
     )
 
 

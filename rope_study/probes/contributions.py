@@ -15,7 +15,7 @@ import numpy as np
 import xarray
 
 from rope_study import rotary
-from rope_study.decoder import Decoder, attention, check_text
+from rope_study.decoder import Decoder, attention, check_text, variants
 from rope_study.errors import UserError
 from rope_study.probes import datasets
 from rope_study.probes.one_text import (
@@ -24,7 +24,6 @@ from rope_study.probes.one_text import (
     read_activations,
     token_labels,
 )
-from rope_study.probes.run import describe
 
 Array = jax.Array
 
@@ -137,7 +136,7 @@ def _source(decoder: Decoder, params: dict, layer: int, head: int) -> _Source:
         head,
         int(attention.key_heads(shapes.heads, shapes.kv_heads)[head]),
         {"inverse_frequency": ("pair", frequencies, datasets.FREQUENCY)},
-        {"model": describe(config), "layer": layer, "head": head},
+        {"model": variants.describe(config), "layer": layer, "head": head},
     )
 
 

@@ -79,7 +79,7 @@ def run(
         raise UserError("nothing to probe: no batches were given")
     if not count:
         raise UserError("nothing to probe: all weights are 0", "weights")
-    source = {"model": describe(config), "text": text, "tokens": count, "context": context}
+    source = {"model": variants.describe(config), "text": text, "tokens": count, "context": context}
     read_from = datasets.with_trained_frequencies(config, params)
     return {
         probe.name: finalize(totals[probe.name], context, read_from).assign_attrs(source)
@@ -124,13 +124,6 @@ def fill_batch(
     filled = layout.fill_tokens(tokens)
     more = [(0, after - before) for before, after in zip(tokens.shape, filled.shape, strict=True)]
     return filled, np.pad(weights, more)
-
-
-def describe(config: DecoderConfig) -> str:
-    """One line that names a decoder, for titles."""
-    names = dict.fromkeys(variants.name_of(spec) for spec in config.pattern)
-    shape = f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
-    return shape if config.source is None else f"{config.source}, {shape}"
 
 
 @checked

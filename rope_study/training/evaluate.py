@@ -5,10 +5,13 @@ from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
-import scipy.special
+from etils import epy
 
 from rope_study.decoder import Decoder, check_length, check_tokens, layout_of
 from rope_study.errors import UserError
+
+with epy.lazy_imports():  # a third of a second
+    import scipy.special
 
 
 @dataclasses.dataclass(frozen=True)

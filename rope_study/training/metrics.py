@@ -8,10 +8,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from etils import epy
 
 from rope_study.files import explained, write_atomically
 from rope_study.files.paths import Writable
+
+with epy.lazy_imports():  # a third of a second, which a run needs when it begins
+    import tensorboardX
 
 
 class MetricsLog:
@@ -25,7 +28,7 @@ class MetricsLog:
         lines = local / "metrics.jsonl"
         write_atomically(lines, "".join(json.dumps(row) + "\n" for row in earlier))
         self._lines = lines.open("a", buffering=1)
-        self._board = SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
+        self._board = tensorboardX.SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one step's scalars."""

@@ -12,11 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+from etils import epy
 
 from rope_study.checkpoints.weight_map import Index
 from rope_study.errors import UserError, nearest
 from rope_study.files.paths import absolute, to_path
+
+with epy.lazy_imports():  # half a second that only these checkpoints need
+    import orbax.checkpoint as ocp
 
 METADATA = "_METADATA"  # every Orbax checkpoint of a tree has this file
 
