@@ -23,7 +23,7 @@ from pathlib import Path
 
 from scaling_row import Row
 
-LIMIT = 150  # seconds that a row may take
+LIMIT = 110  # seconds that a row may take
 LONG = 32_768  # tokens
 
 
@@ -103,14 +103,17 @@ class Job:
         self.row, self.gpus, self.begun = row, gpus, time.monotonic()
         self._printed = [tempfile.TemporaryFile("w+") for _ in range(row.processes)]
         address = _free_address()
+        program = Path(__file__).with_name("scaling_row.py")
+        command = [sys.executable, program, json.dumps(dataclasses.asdict(row)), folder]
         self._all = [
             subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("scaling_row.py"),
-                 json.dumps(dataclasses.asdict(row)), folder, str(number)],
-                env=_environment(row, gpus, number, address, folder), stdout=printed, stderr=printed,
+                [*command, str(number)],
+                env=_environment(row, gpus, number, address, folder),
+                stdout=printed,
+                stderr=printed,
             )
             for number, printed in enumerate(self._printed)
-        ]  # fmt: skip
+        ]
 
     def poll(self, limit: float) -> dict | None:
         """The measured row, or what went wrong; None while it runs. Past the limit it is ended."""

@@ -1,4 +1,4 @@
-"""benchmarks/collectives.py: shares of time in a trace that is written here as the profiler does."""
+"""benchmarks/collectives.py: shares of time in a trace that is written here."""
 
 import importlib.util
 from pathlib import Path
