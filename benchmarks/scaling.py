@@ -57,7 +57,6 @@ def table(gpus: int) -> list[Row]:
 
     one = [Row("step", "gemma_2b", 1, 4), Row("step", "82M", 1, 16)]
     long = Row("step", "gemma_2b", 1, 1, length=LONG)
-    half = gpus // 2
     data, tensor, context = "data=2,fsdp=-1", "fsdp=-1,tensor=2", "fsdp=-1,context=2"
     between = [n for n in (2, 4) if n < gpus]
     return [
@@ -89,7 +88,7 @@ def table(gpus: int) -> list[Row]:
         step("82M", gpus, data, "strong"),
         step("82M", gpus, processes=gpus),
         step("gemma_2b", gpus, f"context={gpus}", "strong", length=LONG),
-        step("gemma_2b", half, tensor),
+        *(step("gemma_2b", n, tensor) for n in between),
     ]
 
 
