@@ -107,8 +107,8 @@ def measure(encoding: str, arguments: argparse.Namespace) -> None:
     found["training_loss"] = "step", [row["loss"] for row in rows], {"units": "nats"}
     found = found.assign_coords(step=[row["step"] for row in rows])
     found.attrs = {
-        "encoding": run.name, "config": json.dumps(config.to_dict()), "text": arguments.text,
-        "held_out": arguments.held_out, "tokens_per_second": rows[-1]["tokens_per_second"],
+        "encoding": run.name, "config": json.dumps(config.to_dict()), "text": Path(arguments.text).name,
+        "held_out": Path(arguments.held_out).name, "tokens_per_second": rows[-1]["tokens_per_second"],
         "command": " ".join(["python benchmarks/continued_training.py", *sys.argv[1:]]),
     }  # fmt: skip
     arguments.out.mkdir(parents=True, exist_ok=True)

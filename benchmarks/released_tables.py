@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import released_continued
 import xarray
 from matplotlib.figure import Figure
 
@@ -34,6 +35,9 @@ def main() -> None:
         folder = RESULTS / key / DOMAIN
         rotation_needed(key, title).savefig(folder / "rotation_needed.png", dpi=90)
         patterns_kept(key, title).savefig(folder / "patterns_kept.png", dpi=90)
+    for name in ("by_position", "usage"):
+        figure = getattr(released_continued, name)()
+        figure.savefig(released_continued.FOLDER / f"{name}.png", dpi=80)
 
 
 def tables() -> dict[str, str]:
@@ -46,6 +50,7 @@ def tables() -> dict[str, str]:
     made["Heads that keep their pattern"] = kept()
     made["Passkeys"] = passkeys()
     made["What probes read"] = probed()
+    made["Continued training"] = markdown(*released_continued.losses())
     made["Fastest and slowest pairs"] = fastest_and_slowest()
     return made
 
