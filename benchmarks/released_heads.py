@@ -125,33 +125,31 @@ def first_token(decoder: Decoder, params: dict, batches: list[Batch]) -> xarray.
     free = Decoder(dataclasses.replace(decoder.config, bos=None), decoder.layout)
     random = np.random.default_rng(0)
     every = np.concatenate([tokens for tokens, _ in batches])
-    replaced = every.copy()
-    replaced[:, 0] = random.choice(every[:, 1:].ravel(), len(every))
+    others = random.choice(every[:, 1:].ravel(), (2, len(every)))
+    replaced = np.concatenate([others[0][:, None], every[:, 1:]], axis=1)
     variants = {"as it is": every, "replaced": replaced, "left out": every[:, 1:]}
-    losses, found = [], []
+    losses, sinks = [], []
     for tokens in variants.values():
-        rows = [(part, np.ones(part.shape, np.float32)) for part in np.split(tokens, len(batches))]
-        found.append(probes.run(free, params, rows, [probes.sinks()])["sinks"])
-        scored = evaluate(free, params, [(part, np.ones(len(part))) for part, _ in rows]).losses
+        parts = np.split(tokens, len(batches))
+        texts = [(part, np.ones(part.shape, np.float32)) for part in parts]
+        sinks.append(probes.run(free, params, texts, [probes.sinks()])["sinks"])
+        scored = evaluate(free, params, [(part, np.ones(len(part))) for part in parts]).losses
         losses.append(scored[:, -(every.shape[1] - 2) :].mean())
     names = xarray.Variable("first", np.array(list(variants), object))
-    sinks = xarray.concat([one[["alpha", "sink_rate"]] for one in found], names)
-    sinks["later_loss"] = "first", np.array(losses), {"units": "nats/token"}
-    reach = [
+    measured = xarray.concat([of[["alpha", "sink_rate"]] for of in sinks], names)
+    measured["later_loss"] = "first", np.array(losses), {"units": "nats/token"}
+    spread = [
         probes.perturbation_spread(
-            free,
-            params,
-            row[:SPREAD_LENGTH],
-            SPREAD_PLACE,
-            int(random.choice(every[:, 1:].ravel())),
+            free, params, text[:SPREAD_LENGTH], SPREAD_PLACE, int(replacement)
         ).relative
-        for row in every
+        for text, replacement in zip(every, others[1], strict=True)
+        if text[SPREAD_PLACE] != replacement
     ]
-    mean = xarray.concat(reach, "text").mean("text", keep_attrs=True)
-    return sinks.assign(reach=mean, reach_se=xarray.concat(reach, "text").std("text", ddof=1)
-                        / len(reach) ** 0.5).assign_attrs(
-        place=SPREAD_PLACE, texts=len(every), tokens=every.size, model=found[0].attrs["model"]
-    )  # fmt: skip
+    by_text = xarray.concat(spread, "text")
+    measured["reach"] = by_text.mean("text", keep_attrs=True)
+    measured["reach_se"] = by_text.std("text", ddof=1) / len(spread) ** 0.5
+    facts = {"place": SPREAD_PLACE, "texts": len(every), "model": sinks[0].attrs["model"]}
+    return measured.assign_attrs(facts)
 
 
 # --- figures ----------------------------------------------------------------------------------
