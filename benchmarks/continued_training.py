@@ -102,27 +102,30 @@ def measure(encoding: str, arguments: argparse.Namespace) -> None:
     before = read(reader, weights, corpus, arguments)
     _, params = trainer.train(run, corpus, sharding.make_layout())
     after = read(reader, params, corpus, arguments)
-    found = xarray.concat([before, after], xarray.Variable("trained", [0, arguments.steps]))
+    measured = xarray.concat([before, after], xarray.Variable("trained", [0, arguments.steps]))
     rows = read_metrics(run.folder)
-    found["training_loss"] = "step", [row["loss"] for row in rows], {"units": "nats"}
-    found = found.assign_coords(step=[row["step"] for row in rows])
-    found.attrs = {
-        "encoding": run.name, "config": json.dumps(config.to_dict()), "text": arguments.text,
-        "held_out": arguments.held_out, "tokens_per_second": rows[-1]["tokens_per_second"],
+    measured["training_loss"] = "step", [row["loss"] for row in rows], {"units": "nats"}
+    measured = measured.assign_coords(step=[row["step"] for row in rows])
+    measured.attrs = {
+        "encoding": run.name,
+        "config": json.dumps(config.to_dict()),
+        "text": Path(arguments.text).name,
+        "held_out": Path(arguments.held_out).name,
+        "tokens_per_second": rows[-1]["tokens_per_second"],
         "command": " ".join(["python benchmarks/continued_training.py", *sys.argv[1:]]),
-    }  # fmt: skip
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    found.to_netcdf(arguments.out / f"{settings.folder_name(run.name)}.nc")
+    measured.to_netcdf(arguments.out / f"{settings.folder_name(run.name)}.nc")
     print(f"{run.name}: {rows[-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
     for length in arguments.lengths:
-        print(run.name, length, found[f"loss_{length}"].mean(f"position_{length}").values)
+        print(run.name, length, measured[f"loss_{length}"].mean(f"position_{length}").values)
 
 
 def read(
     decoder: Decoder, params: dict, corpus: Corpus, arguments: argparse.Namespace
 ) -> xarray.Dataset:
     """Held-out loss by position and its standard error, and frequency usage by layer."""
-    start, found = time.monotonic(), {}
+    start, measured = time.monotonic(), {}
     for length in arguments.lengths:
         rows = max(1, arguments.batch * arguments.length // length)
         windows = batches.held_out_batches(
@@ -134,16 +137,16 @@ def read(
         error = groups.std(0, ddof=1) / np.sqrt(len(groups))
         place = {f"position_{length}": (np.arange(64) + 1) * length // 64}
         for name, values in ((f"loss_{length}", groups.mean(0)), (f"error_{length}", error)):
-            found[name] = xarray.DataArray(values, place, attrs={"units": "nats"})
+            measured[name] = xarray.DataArray(values, place, attrs={"units": "nats"})
     windows = batches.held_out_batches(
         corpus.held_out, arguments.length, 1, corpus.tokenizer.bos, 8
     )
     texts = [(window[:, :-1], np.ones_like(window[:, 1:], np.float32)) for window, _ in windows]
     usage = probes.run(decoder, params, texts, [probes.frequency_usage])["frequency_usage"]
-    found |= {name: usage[name].mean("head" if "head" in usage[name].dims else "kv_head")
+    measured |= {name: usage[name].mean("head" if "head" in usage[name].dims else "kv_head")
               for name in ("q", "k", "v")}  # fmt: skip
     print(f"{time.monotonic() - start:.0f} s read", flush=True)
-    return xarray.Dataset(found)
+    return xarray.Dataset(measured)
 
 
 if __name__ == "__main__":

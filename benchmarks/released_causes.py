@@ -1,13 +1,15 @@
-"""What a released model needs of each rotary frequency, by taking its rotation or the pair away.
+r"""What a released model needs of each rotary frequency, by taking its rotation or the pair away.
 
-    python benchmarks/released_causes.py --checkpoint=model.gguf --text=wiki.jsonl --out=results/x
+    python benchmarks/released_causes.py --checkpoint=model.gguf --text=wiki.jsonl \
+        --out=results/released/smollm2/wiki
 
 Four parts. `rotation`: loss against how many of the slowest pairs are unrotated, which is p-RoPE
 put under the trained weights, and how many of the fastest, on windows of several lengths. `bands`:
 eighths of the pairs unrotated, ablated, halved and exchanged, by kind of layer and of head, beside
 random pairs of the same norm: loss, and the gain from copying. `heads`: attention of every head
 with the fastest and the slowest quarter of its own layer edited. `passkey`: a number said once.
-What probes read is written beside them. Minutes a part on one GPU for 0.3B parameters.
+What probes read is written beside them. A folder holds one model on one domain of text. Minutes a
+part on one GPU for 0.3B parameters.
 """
 
 import argparse
@@ -51,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--text", required=True, help="What data.read_documents takes.")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="A folder: model and domain.")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--tokens", type=int, default=200_000, help="Read at each length.")
     parser.add_argument("--batch", type=int, default=8192, help="Tokens at once, or one window.")
@@ -79,7 +81,7 @@ def main() -> None:
         return
     datasets = probed(decoder, params, tokenizer, texts(WINDOW, arguments.tokens // 4))
     for name, dataset in datasets.items():
-        save(f"wiki_{name}", dataset)
+        save(name, dataset)
     if "bands" in arguments.parts:
         batches = texts(WINDOW, arguments.tokens // 8)
         save("bands", by_band(decoder, params, batches, datasets))

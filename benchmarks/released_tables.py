@@ -10,12 +10,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import released_continued
 import xarray
 from matplotlib.figure import Figure
 
 from rope_study.figures.style import KIND_COLOURS, line_style, new_figure
 
 RESULTS = Path(__file__).parents[1] / "results" / "released"
+DOMAIN = "wiki"  # unless a table says otherwise
 MODELS = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
 SPARED = 0.01  # nats a token: what may be lost where rotation is said to cost nothing
 THETA = {"all": 1e5, "local": 1e4, "global": 1e6}  # of SmolLM2, and of Gemma 3's kinds of layers
@@ -30,9 +32,12 @@ def main() -> None:
     for name, table in tables().items():
         print(f"{name}\n\n{table}\n")
     for key, title in MODELS.items():
-        folder = RESULTS / key
+        folder = RESULTS / key / DOMAIN
         rotation_needed(key, title).savefig(folder / "rotation_needed.png", dpi=90)
         patterns_kept(key, title).savefig(folder / "patterns_kept.png", dpi=90)
+    for name in ("by_position", "usage"):
+        figure = getattr(released_continued, name)()
+        figure.savefig(released_continued.FOLDER / f"{name}.png", dpi=80)
 
 
 def tables() -> dict[str, str]:
@@ -45,18 +50,19 @@ def tables() -> dict[str, str]:
     made["Heads that keep their pattern"] = kept()
     made["Passkeys"] = passkeys()
     made["What probes read"] = probed()
+    made["Continued training"] = markdown(*released_continued.losses())
     made["Fastest and slowest pairs"] = fastest_and_slowest()
     return made
 
 
 def dataset(model: str, name: str) -> xarray.Dataset:
     """One of the files of a model."""
-    return xarray.load_dataset(RESULTS / model / f"{name}.nc")
+    return xarray.load_dataset(RESULTS / model / DOMAIN / f"{name}.nc")
 
 
 def rotations(model: str) -> dict[int, xarray.Dataset]:
     """What `rotation` measured, by length."""
-    names = [path.stem for path in (RESULTS / model).glob("rotation_*.nc")]
+    names = [path.stem for path in (RESULTS / model / DOMAIN).glob("rotation_*.nc")]
     lengths = sorted(int(name.split("_")[1]) for name in names)
     return {length: dataset(model, f"rotation_{length}") for length in lengths}
 
@@ -177,8 +183,8 @@ def by_heads() -> str:
     rows = []
     for model, title in MODELS.items():
         measured = dataset(model, "bands")
-        kinds = np.unique(dataset(model, "wiki_head_names").name)
-        of_probe = dataset(model, "wiki_head_names").name.values
+        kinds = np.unique(dataset(model, "head_names").name)
+        of_probe = dataset(model, "head_names").name.values
         for kind in kinds:
             names = [f"ablate {i}, {kind} heads" for i in range(8)]
             if names[0] in measured.intervention.values:
@@ -217,7 +223,7 @@ def passkeys() -> str:
         f"{title}, {length}": dataset(model, f"passkey_{length}").right.mean("question")
         for model, title in MODELS.items()
         for length in (512, 2048)
-        if (RESULTS / model / f"passkey_{length}.nc").exists()
+        if (RESULTS / model / DOMAIN / f"passkey_{length}.nc").exists()
     }
     rows = [
         [name, *(f"{float(right.sel(intervention=name)):.2f}" for right in columns.values())]
@@ -231,8 +237,7 @@ def probed() -> str:
     rows = []
     for model, title in MODELS.items():
         outliers, massive, sinks = (
-            dataset(model, f"wiki_{name}")
-            for name in ("rotary_outliers", "massive_values", "sinks")
+            dataset(model, name) for name in ("rotary_outliers", "massive_values", "sinks")
         )
         counts = [int(massive[f"{name}_massive_by_head"].sum()) for name in "qkv"]
         rates = [float(rate) for rate in sinks.sink_rate]

@@ -1,171 +1,277 @@
-"""Training over 1, 2, 4... devices of one host: how much of their speed is kept.
+"""Training over 1, 2 and more GPUs of one host: how much of their speed is kept, and what it costs.
 
-    python benchmarks/scaling.py --preset=gemma_2b --length=2048 --batch=4 --devices 1 2 4
+    python benchmarks/scaling.py --out=results/scaling.json            # on a host with GPUs
+    python benchmarks/scaling.py --table=results/scaling.json          # Markdown of what it holds
+    python benchmarks/scaling.py --small --gpus=4 --out=scaling.json   # tries all rows on a CPU
 
-Weak scaling: the same batch a device; strong: the same batch in all. Every row is a process of its
-own that sees only its devices; rows run side by side where enough are free. Efficiency is tokens/s
-a device over those of one. --options adds what XLA is told, as name=true,other=3.
+Weak scaling: the same batch a GPU; strong: the same in all. Every row is a process of its own, or
+one a GPU, that sees only its GPUs. Rows start in the order of `table`, the most wanted first, side
+by side where enough GPUs are free, and none after --seconds; each is written when it is done. Rows
+that --out holds are not run again. What a row runs and measures is in scaling_row.py.
 """
 
 import argparse
 import dataclasses
 import json
 import os
-import statistics
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
+from scaling_row import Row
 
-from rope_study import sharding
-from rope_study.decoder import Decoder, fit_layout, presets
-from rope_study.decoder.flops import train_flops
-from rope_study.training import settings
-from rope_study.training.trainer import Trainer
-
-RUNNING = {  # how a decoder is run
-    "unrolled": {"scan": False, "remat": "none"},
-    "scan, remat dots": {"scan": True, "remat": "dots"},
-    "scan, remat full": {"scan": True, "remat": "full"},
-}
+LIMIT = 110  # seconds that a row may take
+LONG = 32_768  # tokens
 
 
 def main() -> None:
-    """Runs all rows and prints the table."""
+    """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="gemma_2b", choices=presets.PRESETS)
-    parser.add_argument("--length", type=int, default=2048, help="Tokens a window.")
-    parser.add_argument("--batch", type=int, default=4, help="Windows a step, of one device.")
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--scaling", nargs="+", default=["weak", "strong"])
-    parser.add_argument("--running", nargs="+", default=["unrolled"], choices=RUNNING)
-    parser.add_argument("--mesh", nargs="+", default=["fsdp=-1"])
-    parser.add_argument("--options", nargs="+", default=[""], help="Sets of XLA options, a,b=c.")
-    parser.add_argument("--attention", default="cudnn")
-    parser.add_argument("--steps", type=int, default=10, help="Timed steps a row.")
     parser.add_argument("--out", type=Path, help="A JSON file to add the rows to.")
-    parser.add_argument("--row", type=json.loads, help="This row, in this process.")
+    parser.add_argument("--table", type=Path, help="Print what this JSON file holds.")
+    parser.add_argument("--gpus", type=int, default=4, choices=[2, 4, 8])
+    parser.add_argument("--seconds", type=float, default=540, help="For all rows.")
+    parser.add_argument("--small", action="store_true", help="Tiny sizes on fake devices.")
     arguments = parser.parse_args()
-    if arguments.row:
-        print(json.dumps(arguments.row | measure(arguments)), flush=True)
+    if arguments.table:
+        print(markdown(json.loads(arguments.table.read_text())))
         return
-    rows = run_all(row_settings(arguments), max(arguments.devices))
-    if arguments.out:
-        before = json.loads(arguments.out.read_text()) if arguments.out.exists() else []
-        arguments.out.write_text(json.dumps(before + rows, indent=1) + "\n")
-    print_table(rows)
+    if not arguments.out:
+        parser.error("--out or --table is needed")
+    rows = table(arguments.gpus)
+    rows = [dataclasses.replace(row, small=arguments.small) for row in rows]
+    run_all(rows, arguments.gpus, arguments.seconds, arguments.out)
+    print(markdown(json.loads(arguments.out.read_text())))
 
 
-def row_settings(arguments: argparse.Namespace) -> list[dict]:
-    """What each row varies; on one device weak, strong and every mesh are the same."""
-    rows = {}
-    for running in arguments.running:
-        for options in arguments.options:
-            for devices in arguments.devices:
-                for mesh in arguments.mesh:
-                    for scaling in arguments.scaling:
-                        batch = arguments.batch * (devices if scaling == "weak" else 1)
-                        row = {"devices": devices, "running": running, "batch": batch}
-                        row |= {"scaling": scaling, "mesh": mesh, "options": options}
-                        if devices == 1:
-                            row |= {"scaling": "-", "mesh": "fsdp=-1"}
-                        if batch >= devices:
-                            rows[json.dumps(row)] = row
-    return list(rows.values())
+def table(gpus: int) -> list[Row]:
+    """All rows for so many GPUs, in the order in which they start."""
+
+    def step(model: str, devices: int, mesh: str = "fsdp=-1", scaling: str = "weak", **more) -> Row:
+        a_device = 1 if "length" in more else {"gemma_2b": 4, "82M": 16}[model]
+        batch = a_device * (devices if scaling == "weak" else 1)
+        return Row("step", model, devices, batch, mesh=mesh, scaling=scaling, **more)
+
+    one = [Row("step", "gemma_2b", 1, 4), Row("step", "82M", 1, 16)]
+    long = Row("step", "gemma_2b", 1, 1, length=LONG)
+    data, tensor, context = "data=2,fsdp=-1", "fsdp=-1,tensor=2", "fsdp=-1,context=2"
+    between = [n for n in (2, 4) if n < gpus]
+    return [
+        *one,
+        *(step("gemma_2b", n) for n in between),
+        step("gemma_2b", gpus),
+        step("gemma_2b", gpus, scaling="strong"),
+        step("gemma_2b", gpus, data),
+        step("gemma_2b", gpus, tensor),
+        long,
+        step("gemma_2b", 2, context, length=LONG),
+        step("gemma_2b", gpus, context, length=LONG),
+        step("gemma_2b", gpus, processes=gpus),
+        step("82M", gpus),
+        Row("side by side", "82M", gpus, 16, processes=gpus),
+        step("82M", gpus, "data=-1", "strong"),
+        Row("save", "82M", gpus, 16),
+        Row("restore", "82M", 1, 16),
+        *(Row("restore", "82M", n, 16) for n in between),
+        Row("restore", "82M", gpus, 16),
+        step("82M", gpus, scaling="strong"),
+        step("gemma_2b", gpus, data, "strong"),
+        step("gemma_2b", gpus, tensor, "strong"),
+        *(step("gemma_2b", n, scaling="strong") for n in between),
+        *(step("82M", n) for n in between),
+        *(step("82M", n, scaling="strong") for n in between),
+        step("gemma_2b", 2, context, "strong", length=LONG),
+        step("82M", gpus, data),
+        step("82M", gpus, data, "strong"),
+        step("82M", gpus, processes=gpus),
+        step("gemma_2b", gpus, f"context={gpus}", "strong", length=LONG),
+        *(step("gemma_2b", n, tensor) for n in between),
+    ]
 
 
-def run_all(rows: list[dict], devices: int) -> list[dict]:
-    """The measured rows, those that need most devices first, on as many at once as are free."""
-    waiting = sorted(rows, key=lambda row: -row["devices"])
-    free, running, measured = list(range(devices)), [], []
-    while waiting or running:
-        for row in list(waiting):
-            if row["devices"] <= len(free):
-                mine, free = free[: row["devices"]], free[row["devices"] :]
-                running.append((row, mine, *start(row, mine)))
-                waiting.remove(row)
-        time.sleep(0.2)
-        for job in [job for job in running if job[2].poll() is not None]:
-            running.remove(job)
-            row, mine, _, output = job
-            free += mine
-            output.seek(0)
-            lines = output.read().splitlines() or [""]
-            error = {"error": next((line for line in lines[::-1] if "rror" in line), lines[-1])}
-            measured.append(json.loads(lines[-1]) if lines[-1][:1] == "{" else row | error)
-            print(measured[-1], file=sys.stderr, flush=True)
-    return measured
+# --- running ----------------------------------------------------------------------------------
 
 
-def start(row: dict, devices: list[int]) -> tuple:
-    """A process for one row, and the file with what it prints."""
-    output = tempfile.TemporaryFile("w+")
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))}
-    command = [sys.executable, *sys.argv, f"--row={json.dumps(row)}"]
-    return subprocess.Popen(command, env=environment, stdout=output, stderr=output), output
+class Job:
+    """A row that runs on these GPUs: its processes, and what they print."""
+
+    def __init__(self, row: Row, gpus: list[int], folder: Path):
+        self.row, self.gpus, self.begun = row, gpus, time.monotonic()
+        self._printed = [tempfile.TemporaryFile("w+") for _ in range(row.processes)]
+        address = _free_address()
+        program = Path(__file__).with_name("scaling_row.py")
+        command = [sys.executable, program, json.dumps(dataclasses.asdict(row)), folder]
+        self._all = [
+            subprocess.Popen(
+                [*command, str(number)],
+                env=_environment(row, gpus, number, address, folder),
+                stdout=printed,
+                stderr=printed,
+            )
+            for number, printed in enumerate(self._printed)
+        ]
+
+    def poll(self, limit: float) -> dict | None:
+        """The measured row, or what went wrong; None while it runs. Past the limit it is ended."""
+        statuses = [process.poll() for process in self._all]
+        seconds = time.monotonic() - self.begun
+        if statuses == [0] * len(statuses):
+            measured = [json.loads(self._text(number)[-1]) for number in range(len(statuses))]
+            both = {"seconds_in_all": seconds}
+            if self.row.kind == "side by side":
+                both["tokens_per_second"] = sum(run["tokens_per_second"] for run in measured)
+            return dataclasses.asdict(self.row) | measured[0] | both
+        failed = [number for number, status in enumerate(statuses) if status not in (None, 0)]
+        if not failed and seconds < limit:
+            return None
+        for process in self._all:
+            process.kill()
+            process.wait()
+        lines = self._text(failed[0] if failed else 0)
+        said = next((line for line in lines[::-1] if "rror" in line), lines[-1])
+        error = said if failed else f"ended after {seconds:.0f} s; last line: {lines[-1]}"
+        return dataclasses.asdict(self.row) | {"error": error[:400], "lines": lines[-30:]}
+
+    def _text(self, number: int) -> list[str]:
+        self._printed[number].seek(0)
+        return self._printed[number].read().splitlines() or [""]
 
 
-def measure(arguments: argparse.Namespace) -> dict:
-    """Median seconds of a step and what follows from them, on all devices that are seen."""
-    row = arguments.row
-    assert len(jax.devices()) == row["devices"], jax.devices()
-    config = dataclasses.replace(
-        presets.PRESETS.make(arguments.preset),
-        attention=arguments.attention,
-        **RUNNING[row["running"]],
-    )
-    layout = fit_layout(config, sharding.make_layout(row["mesh"]))
-    train = settings.resolve(settings.default()).runs[0].train
-    trainer = Trainer(Decoder(config, layout), train, seed=0)
-    tokens = np.random.default_rng(0).integers(
-        0, 256, (row["batch"], arguments.length + 1), np.int32
-    )
-    windows, state = layout.place(tokens), trainer.init()
-    begun = time.perf_counter()
-    pairs = [option.split("=") for option in filter(None, row["options"].split(","))]
-    options = {name: json.loads(value) for name, value in pairs}
-    step = trainer.step.lower(state, windows).compile(options)
-    compiled = time.perf_counter() - begun
-    seconds = []
-    for _ in range(arguments.steps + 3):
-        begun = time.perf_counter()
-        state, metrics = step(state, windows)
-        loss = float(metrics["loss"])
-        seconds.append(time.perf_counter() - begun)
-    median = statistics.median(seconds[3:])
-    memory = step.memory_analysis()
-    flops = train_flops(config, row["batch"], arguments.length)
-    return {
-        "preset": arguments.preset, "length": arguments.length, "seconds": median,
-        "tokens_per_second": row["batch"] * arguments.length / median,
-        "tflops_a_device": flops / median / row["devices"] / 1e12,
-        "gib_a_device": (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30,
-        "compile_seconds": compiled, "loss": loss, "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__, "command": " ".join(["python", *sys.argv[:-1]]),
-    }  # fmt: skip
+def _environment(
+    row: Row, gpus: list[int], number: int, address: str, folder: Path
+) -> dict[str, str]:
+    """Of one process: which devices it sees, and where the others of its run are."""
+    share = len(gpus) // row.processes
+    seen = gpus[number * share : (number + 1) * share]
+    added = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))}
+    if row.small:
+        added |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(share)}
+    if row.processes > 1 and row.kind != "side by side":
+        added |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(row.processes),
+                  "JAX_PROCESS_ID": str(number)}  # fmt: skip
+    shared = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}  # compiling is not timed
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"} | os.environ | shared | added
 
 
-def print_table(rows: list[dict]) -> None:
-    """The rows, each beside the one of one device that runs alike."""
-    print(f"{'devices':>7} {'scaling':<7} {'mesh':<16} {'running':<17} {'batch':>5} "
-          f"{'tokens/s':>9} {'TFLOP/s':>8} {'GiB':>6} {'kept':>6}  options")  # fmt: skip
-    alone = {
-        (r["running"], r["options"]): r for r in rows if r["devices"] == 1 and "error" not in r
+def _free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def run_all(rows: list[Row], gpus: int, seconds: float, out: Path) -> None:
+    """Runs rows in their order until the time is over; `out` holds what is done."""
+    measured = json.loads(out.read_text()) if out.exists() else []
+    measured = [row for row in measured if "error" not in row]
+    waiting = [row for row in rows if row.kind == "save" or not _holds(measured, row)]
+    free, running, end = list(range(gpus)), [], time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            row = waiting[0] if waiting else None
+            after_save = any(job.row.kind == "save" for job in running)  # a restore waits for it
+            if row and len(free) >= row.devices and not after_save and time.monotonic() < end - 20:
+                running.append(Job(row, free[: row.devices], Path(folder)))
+                free, waiting = free[row.devices :], waiting[1:]
+                continue
+            if row and time.monotonic() >= end - 20:
+                print(f"no time for {len(waiting)} rows, from {row} on", file=sys.stderr)
+                waiting = []
+            time.sleep(0.1)
+            for job in list(running):
+                done = job.poll(min(LIMIT, max(1, end - job.begun)))
+                if done is not None:
+                    running.remove(job)
+                    free += job.gpus
+                    measured = [old for old in measured if not _holds([old], job.row)] + [done]
+                    out.write_text(json.dumps(measured, indent=1) + "\n")
+                    print(_line(done), file=sys.stderr, flush=True)
+
+
+def _holds(measured: list[dict], row: Row) -> bool:
+    about = dataclasses.asdict(row)
+    return any(about.items() <= old.items() for old in measured)
+
+
+# --- what was measured ------------------------------------------------------------------------
+
+
+def _line(row: dict) -> str:
+    """A row in brief, when it is done."""
+    about = [str(row[name]) for name in ("kind", "model", "devices", "mesh", "scaling", "length")]
+    if "error" in row:
+        return " ".join(about) + ": " + row["error"]
+    speed = f"{row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
+    return f"{' '.join(about)}: {speed or row['losses']}, {row['seconds_in_all']:.0f} s in all"
+
+
+def markdown(rows: list[dict]) -> str:
+    """The tables of all rows, and last what failed."""
+    by_kind = {
+        kind: [row for row in rows if row["kind"] == kind and "error" not in row]
+        for kind in ("step", "side by side", "save", "restore")
     }
-    for row in sorted(rows, key=lambda r: (r["running"], r["options"], r["devices"])):
-        about = f"{row['devices']:>7} {row['scaling']:<7} {row['mesh']:<16} {row['running']:<17}"
-        if "error" in row:
-            print(about, row["error"][:200])
-            continue
-        one = alone.get((row["running"], row["options"])) or alone.get((row["running"], ""))
-        kept = one and row["tflops_a_device"] / one["tflops_a_device"]
-        print(f"{about} {row['batch']:>5} {row['tokens_per_second']:9,.0f} "
-              f"{row['tflops_a_device']:8.1f} {row['gib_a_device']:6.1f} "
-              f"{'' if kept is None else f'{kept:6.1%}'}  {row['options']}")  # fmt: skip
+    failed = [_line(row) for row in rows if "error" in row]
+    parts = [*_steps(by_kind["step"]), "", *_side_by_side(by_kind), "", *_restored(by_kind)]
+    device = {f"{row['device']}, jax {row['jax']}" for row in rows if "device" in row}
+    return "\n".join([", ".join(sorted(device)), "", *parts, *failed])
+
+
+def _steps(rows: list[dict]) -> list[str]:
+    """Speeds, each beside that of one GPU on windows of the same length."""
+    lines = [
+        "| model | GPUs | mesh | scaling | windows | tokens/s | TFLOP/s a GPU | kept | GiB a GPU |"
+        " in collectives | of it alone |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    alone = {(r["model"], r["length"]): r["tflops_a_device"] for r in rows if r["devices"] == 1}
+    order = ("model", "length", "scaling", "mesh", "devices", "processes")
+    for row in sorted(rows, key=lambda row: [row[name] for name in order]):
+        one = alone.get((row["model"], row["length"]))
+        kept = f"{row['tflops_a_device'] / one:.1%}" if one else ""
+        gpus = f"{row['devices']}, a process each" if row["processes"] > 1 else row["devices"]
+        mesh = row["mesh"].replace("=-1", "") if row["devices"] > 1 else ""
+        traced = [f"{row[name]:.1%}" if name in row else "" for name in ("collectives", "exposed")]
+        cells = [
+            row["model"], gpus, mesh, row["scaling"], f"{row['batch']} x {row['length']:,}",
+            f"{row['tokens_per_second']:,.0f}", f"{row['tflops_a_device']:.1f}", kept,
+            f"{row['gib_a_device']:.1f}", *traced,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
+def _side_by_side(by_kind: dict[str, list[dict]]) -> list[str]:
+    """Runs on a GPU each beside the same runs in turn over all."""
+    lines = []
+    for row in by_kind["side by side"]:
+        lines.append(
+            f"{row['devices']} runs of {row['model']} side by side, one a GPU:"
+            f" {row['tokens_per_second']:,.0f} tokens/s in all;"
+        )
+        for over in by_kind["step"]:
+            same = [over[name] == row[name] for name in ("model", "devices", "batch", "length")]
+            if all(same) and over["processes"] == 1:
+                mesh, speed = over["mesh"].replace("=-1", ""), over["tokens_per_second"]
+                lines.append(f"one after another over all ({mesh}): {speed:,.0f} tokens/s.")
+    return lines
+
+
+def _restored(by_kind: dict[str, list[dict]]) -> list[str]:
+    """The next losses after a checkpoint, on as many GPUs as it is read on."""
+    lines = []
+    for saved in by_kind["save"]:
+        lines += ["| checkpoint | next losses | largest difference |", "|---|---|---|"]
+        for row in [saved, *sorted(by_kind["restore"], key=lambda row: row["devices"])]:
+            pairs = zip(row["losses"], saved["losses"], strict=True)
+            difference = max(abs(mine - theirs) for mine, theirs in pairs)
+            losses = ", ".join(f"{loss:.6f}" for loss in row["losses"])
+            what = {"save": "saved on", "restore": "read on"}[row["kind"]]
+            shown = "" if row is saved else f"{difference:.1e}"
+            lines.append(f"| {what} {row['devices']} | {losses} | {shown} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from rope_study import sharding
 from rope_study.decoder import Decoder, LayerSpec, attention, fit_layout, presets
-from rope_study.decoder.attention import backends, splash
+from rope_study.decoder.attention import backends, cudnn, splash
 from rope_study.decoder.attention_scores import SCORE_FUNCTIONS, Alibi, SoftCap
 from rope_study.decoder.config import ATTENTION
 from rope_study.decoder.query_scaling import SSMax
@@ -120,6 +120,44 @@ def test_each_device_has_its_own_heads_and_rows():
     attend = functools.partial(splash.attend, layout=layout, interpret=True)
     text = jax.jit(attend).lower(q, q, q).compile().as_text()
     assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", text)
+
+
+@pytest.mark.eight_devices
+@pytest.mark.parametrize(
+    "mesh, heads, kv_heads, of_device",
+    [
+        ("data=2,fsdp=2,tensor=2", 4, 1, (1, 32, 2, 1)),
+        ("fsdp=4,tensor=2", 4, 2, (1, 32, 2, 1)),
+        ("fsdp=2,context=2,tensor=2", 8, 2, (2, 32, 2, 1)),
+        ("fsdp=2,context=4", 4, 4, (2, 32, 1, 1)),
+        ("fsdp=2,context=4", 6, 1, (2, 32, 6, 1)),  # heads do not divide
+    ],
+    ids=["one key head", "own key heads", "length and heads", "length", "heads whole"],
+)
+def test_cudnn_is_given_whole_texts_and_a_devices_own_heads(
+    mesh, heads, kv_heads, of_device, monkeypatch
+):
+    """In place of the kernel the reference runs, on the shapes that the kernel would be given."""
+    shapes = set()
+
+    def kernel(q, k, v, window):
+        shapes.add((*q.shape[:3], k.shape[2]))
+        return reference(q, k, v, window)
+
+    monkeypatch.setattr(cudnn, "_whole", kernel)
+    layout = sharding.make_layout(mesh)
+    q, g, k, v = (
+        jax.random.normal(key, (4, 32, n, 16))
+        for key, n in zip(
+            jax.random.split(jax.random.key(0), 4), [heads] * 2 + [kv_heads] * 2, strict=True
+        )
+    )
+    attend = functools.partial(cudnn.attend, window=10, layout=layout)
+    got = values_and_gradients(attend, q, k, v, g)
+    expected = values_and_gradients(functools.partial(reference, window=10), q, k, v, g)
+    assert shapes == {of_device}
+    for mine, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 128, 129, 512, 513, 5000, 8192])

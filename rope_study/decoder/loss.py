@@ -126,7 +126,9 @@ def _psum(a: Array, axes: MeshAxes) -> Array:
 def _chunks(x, embedding, targets, weights, chunk, cap, gradients, vocab_axes=()):
     """The loop over chunks of tokens, on one device (or one device's part of the vocabulary)."""
     B, T = targets.shape
-    chunk = min(chunk, B * T)
+    # Of one size, as many as there must be: a last one hardly filled would take as long as any.
+    count = -(-B * T // chunk)
+    chunk = -(-B * T // count)
 
     def split(a: Array) -> Array:
         """[B, T, ...] -> [chunks, chunk, ...]; the tokens added to fill the last weigh nothing."""

@@ -62,7 +62,7 @@ def loss_reader(
 ) -> Callable[[dict[str, Change], np.ndarray], np.ndarray]:
     """(changes, tokens int32[B, T]) -> float64[B, T - 1]."""
     probed, layout = in_f32(decoder, params)
-    options = tuple(compiler.reading_options(params, layout).items())
+    options = tuple(compiler.scoring_options(params, layout).items())
     run = _compiled(probed.config, layout, options)
 
     def losses(change: dict[str, Change], tokens: np.ndarray) -> np.ndarray:

@@ -46,6 +46,17 @@ def reading_options(params: Any, layout: Layout) -> Options:
     return lean_options(params, layout) | known(options)
 
 
+def scoring_options(params: Any, layout: Layout) -> Options:
+    """The same for forward passes that go on to losses, so to the logits of a whole vocabulary.
+
+    On CPUs products by YNNPACK stay: with Gemma 3's table of 262,144 x 640, 1,024 tokens take 4.2
+    CPU seconds and 8.5 by Eigen, 256 tokens 1.1 and 5.5.
+    """
+    options = reading_options(params, layout)
+    options.pop("xla_cpu_experimental_ynn_fusion_type", None)
+    return options
+
+
 def in_row_major(arrays: Any, layout: Layout) -> Any:
     """The same arrays in the memory order of parameters, where several GPUs have summed them.
 

@@ -107,6 +107,6 @@ def attend_by(
     # Causal: no query reads what comes later.
     k, v = (keys[name][:, : q.shape[1]] for name in ("k", "v"))
     if backend == "cudnn":
-        return cudnn.attend(q, k, v, spec.window)
+        return cudnn.attend(q, k, v, spec.window, layout)
     cap = spec.score_function.cap if isinstance(spec.score_function, SoftCap) else None
     return splash.attend(q, k, v, spec.window, spec.chunk, cap, layout)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jax.sharding import NamedSharding, PartitionSpec
 
+from rope_study.decoder.attention.heads import dividing, own_heads
 from rope_study.decoder.attention.reference import causal_mask
 from rope_study.sharding import Layout
 
@@ -48,7 +49,7 @@ def attend(
       interpret: run it as plain JAX on any device, slowly, for tests.
     """
     _, T, N, H = q.shape
-    layout = None if layout is None else _dividing(layout, q.shape, k.shape[2])
+    layout = None if layout is None else dividing(layout, q.shape, k.shape[2])
     parts = 1 if layout is None else layout.shards("length")
     block = _block(T // parts)
     length = math.ceil(T / (parts * block)) * parts * block
@@ -58,7 +59,7 @@ def attend(
     def of_device(kernel: Any, q: Array, k: Array, v: Array) -> Array:
         """The heads and queries of one device: [b, t, n, H]."""
         if layout is not None:
-            k, v = (_own_heads(a, q.shape[2], N, layout) for a in (k, v))
+            k, v = (own_heads(a, q.shape[2], N, layout) for a in (k, v))
         of_rows = jax.vmap(run, in_axes=(None, 0, 0, 0))
         return of_rows(kernel, *(a.swapaxes(1, 2) for a in (q, k, v))).swapaxes(1, 2)
 
@@ -77,36 +78,6 @@ def attend(
     q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
     fill = [(0, 0), (0, length - T), (0, 0), (0, 0)]
     return of_device(kernel, *(jnp.pad(a, fill) for a in (q, k, v)))[:, :T]
-
-
-# --- devices ----------------------------------------------------------------------------------
-
-
-def _dividing(layout: Layout, q_shape: tuple[int, ...], kv_heads: int) -> Layout:
-    """The layout of attention for q[B, T, N, H]: what does not divide stays whole.
-
-    Heads are split by axes that split neither rows nor queries. Key-value heads are split as these
-    are or, where too few, not at all: each device takes its own then.
-    """
-    batch, length, heads, _ = q_shape
-    layout = layout.whole_where_uneven(batch=batch, length=length)
-    used = layout.rules.batch + layout.rules.length
-    free = tuple(axis for axis in layout.rules.heads if axis not in used)
-    layout = layout.with_rules(heads=free).whole_where_uneven(heads=heads)
-    own, group = heads // layout.shards("heads"), heads // kv_heads
-    if own % group and group % own:  # a device would need parts of two groups
-        layout = layout.with_rules(heads=())
-    return layout.with_rules(kv_heads=layout.rules.heads).whole_where_uneven(kv_heads=kv_heads)
-
-
-def _own_heads(keys: Array, own: int, heads: int, layout: Layout) -> Array:
-    """Of keys [b, S, k, H] those that the device's `own` of all query heads read."""
-    axes = layout.rules.heads
-    if layout.rules.kv_heads == axes:
-        return keys
-    group = heads // keys.shape[2]
-    first = jax.lax.axis_index(axes) * own // group
-    return jax.lax.dynamic_slice_in_dim(keys, first, max(1, own // group), axis=2)
 
 
 # --- the kernel -------------------------------------------------------------------------------
