@@ -208,8 +208,8 @@ def write_environment(folder: Path) -> None:
 
 
 def write_stories(folder: Path) -> None:
-    """A model of llama2.c in the shape and by the name of stories260K, with random weights."""
-    D, F, L, N, K, V, T = 64, 172, 5, 8, 4, 512, 512
+    """A model of llama2.c by the name of stories260K, of random weights and three of its layers."""
+    D, F, L, N, K, V, T = 64, 172, 3, 8, 4, 512, 512
     write_llama2c_model(folder / "stories260K.bin", sizes=(D, F, L, N, K, V, T))
     pairs = map("".join, itertools.product(" abcdefghijklmno", repeat=2))
     pieces = [(-score, pair) for score, pair in enumerate(pairs)]
