@@ -69,10 +69,10 @@ def table(gpus: int) -> list[Row]:
         long,
         step("gemma_2b", 2, context, length=LONG),
         step("gemma_2b", gpus, context, length=LONG),
-        step("gemma_2b", gpus, processes=gpus),
         step("82M", gpus),
         Row("side by side", "82M", gpus, 16, processes=gpus),
         step("82M", gpus, "data=-1", "strong"),
+        step("gemma_2b", gpus, processes=gpus),
         Row("save", "82M", gpus, 16),
         Row("restore", "82M", 1, 16),
         *(Row("restore", "82M", n, 16) for n in between),
@@ -119,7 +119,7 @@ class Job:
         statuses = [process.poll() for process in self._all]
         seconds = time.monotonic() - self.begun
         if statuses == [0] * len(statuses):
-            measured = [json.loads(self._text(number)[-1]) for number in range(len(statuses))]
+            measured = [self._measured(number) for number in range(len(statuses))]
             both = {"seconds_in_all": seconds}
             if self.row.kind == "side by side":
                 both["tokens_per_second"] = sum(run["tokens_per_second"] for run in measured)
@@ -134,6 +134,11 @@ class Job:
         said = next((line for line in lines[::-1] if "rror" in line), lines[-1])
         error = said if failed else f"ended after {seconds:.0f} s; last line: {lines[-1]}"
         return dataclasses.asdict(self.row) | {"error": error[:400], "lines": lines[-30:]}
+
+    def _measured(self, number: int) -> dict:
+        """What a process measured; those of several may log after it when they end."""
+        printed = self._text(number)
+        return json.loads(next((line for line in printed[::-1] if line[:1] == "{"), "{}"))
 
     def _text(self, number: int) -> list[str]:
         self._printed[number].seek(0)
@@ -186,8 +191,18 @@ def run_all(rows: list[Row], gpus: int, seconds: float, out: Path) -> None:
                     running.remove(job)
                     free += job.gpus
                     measured = [old for old in measured if not _holds([old], job.row)] + [done]
-                    out.write_text(json.dumps(measured, indent=1) + "\n")
+                    out.write_text(json.dumps(with_kept(measured), indent=1) + "\n")
                     print(_line(done), file=sys.stderr, flush=True)
+
+
+def with_kept(rows: list[dict]) -> list[dict]:
+    """Rows with their share of the speed of one GPU, on windows of the same length."""
+    steps = [row for row in rows if row["kind"] == "step" and "error" not in row]
+    alone = {(r["model"], r["length"]): r["tflops_a_device"] for r in steps if r["devices"] == 1}
+    for row in steps:
+        if one := alone.get((row["model"], row["length"])):
+            row["kept"] = row["tflops_a_device"] / one
+    return rows
 
 
 def _holds(measured: list[dict], row: Row) -> bool:
@@ -220,20 +235,18 @@ def markdown(rows: list[dict]) -> str:
 
 
 def _steps(rows: list[dict]) -> list[str]:
-    """Speeds, each beside that of one GPU on windows of the same length."""
+    """Speeds, and shares of one GPU's speed and of the time."""
     lines = [
         "| model | GPUs | mesh | scaling | windows | tokens/s | TFLOP/s a GPU | kept | GiB a GPU |"
         " in collectives | of it alone |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    alone = {(r["model"], r["length"]): r["tflops_a_device"] for r in rows if r["devices"] == 1}
     order = ("model", "length", "scaling", "mesh", "devices", "processes")
     for row in sorted(rows, key=lambda row: [row[name] for name in order]):
-        one = alone.get((row["model"], row["length"]))
-        kept = f"{row['tflops_a_device'] / one:.1%}" if one else ""
         gpus = f"{row['devices']}, a process each" if row["processes"] > 1 else row["devices"]
         mesh = row["mesh"].replace("=-1", "") if row["devices"] > 1 else ""
-        traced = [f"{row[name]:.1%}" if name in row else "" for name in ("collectives", "exposed")]
+        shares = ("kept", "collectives", "exposed")
+        kept, *traced = [f"{row[name]:.3f}" if name in row else "" for name in shares]
         cells = [
             row["model"], gpus, mesh, row["scaling"], f"{row['batch']} x {row['length']:,}",
             f"{row['tokens_per_second']:,.0f}", f"{row['tflops_a_device']:.1f}", kept,

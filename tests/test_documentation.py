@@ -121,6 +121,7 @@ SOURCES = {  # the part of a page with numbers -> the files that hold them
         [
             *("train_step_h200.txt", "probe_h100.txt", "probe_h200.txt", "probe_cpu.txt"),
             *("table2_small_h200.txt", "quickstart.json", "plans.txt", "scaling_h200.json"),
+            "scaling.json",
         ],
     ),
 }
