@@ -22,7 +22,7 @@ study: $(VENV)/ready
 test: export JAX_DISABLE_MOST_OPTIMIZATIONS ?= 1
 test: $(VENV)/ready
 	$(PYTEST) tests --ignore=tests/parity
-	$(PYTEST) --dist load tests --ignore=tests/parity --devices=8
+	$(PYTEST) --dist load $$(grep -l eight_devices tests/test_*.py) --devices=8
 	@echo "The tests against PyTorch and Transformers are apart: make parity"
 
 quick: $(VENV)/ready
