@@ -12,6 +12,7 @@ from rope_study import interventions, probes, sharding
 from rope_study.checkpoints import runs
 from rope_study.decoder import Decoder, fit_layout, presets
 from rope_study.errors import UserError
+from rope_study.sharding import hlo
 from rope_study.training import settings
 from rope_study.training.evaluate import evaluate
 from rope_study.training.trainer import Trainer
@@ -204,3 +205,23 @@ def one_text():
 def test_one_text_reads_the_same_on_eight_devices(one_text, read):
     (one, eight), params, text = one_text
     np.testing.assert_allclose(read(eight, params, text), read(one, params, text), 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "data=2,fsdp=4", "data=2,fsdp=2,context=2"])
+def test_looking_tokens_up_makes_no_table_and_no_text_whole(mesh):
+    """Forth and back, devices get each other's tokens, and pass on what they found for them."""
+    config = presets.tiny()
+    layout = fit_layout(config, sharding.make_layout(mesh))
+    trainer = Trainer(Decoder(config, layout), make_settings(), seed=0)
+    params, tokens = trainer.init().params, layout.place(windows(0)[:, :-1])
+
+    def total(params, tokens):
+        return jnp.sum(trainer.decoder.apply({"params": params}, tokens, method="embed") ** 2)
+
+    program = hlo.instructions(jax.jit(jax.grad(total)).lower(params, tokens).compile().as_text())
+    exchanges = hlo.collectives(program, 8)
+    gathered = [e.size for e in exchanges if e.kind == "all-gather"]
+    table, per_shard = params["embedding"].nbytes, layout.shards("embed")
+    summed = [e.size for e in exchanges if e.kind in ("all-reduce", "reduce-scatter")]
+    assert gathered and max(gathered) <= tokens.nbytes
+    assert max(summed, default=0) <= table / per_shard

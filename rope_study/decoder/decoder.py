@@ -4,6 +4,7 @@ Linen declares parameters and nothing else; a layer is the plain function `layer
 T length, D d_model, V vocabulary, P per_layer_dim.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -254,16 +255,31 @@ class Decoder(nn.Module):
         return (projected + looked_up) * jnp.asarray(2**-0.5, dtype)
 
     def _look_up(self, table: Array, tokens: Array) -> Array:
-        """Rows [B, T, ..., D] of a table [V, ..., D] for tokens int[B, T]."""
-        x = table[tokens]
+        """Rows [B, T, ..., D] of a table [V, ..., D] for tokens int[B, T].
+
+        Devices that share the table by its width look the tokens of all of them up in their part
+        of it, and exchange what they found: the gradient of a part is then complete where it is,
+        and no device sums one of the whole table.
+        """
         if self.layout is None:
-            return x
-        layout = self.layout.whole_where_uneven(batch=x.shape[0], length=x.shape[1])
-        if layout.shards("length") == 1 or not {*layout.rules.length} <= {*layout.rules.embed}:
-            return x
-        # Devices that share the length share the table by its width. From there to the length is
-        # one exchange between them; with the batch in the same step, XLA would first make x whole.
-        return layout.constrain(x, "batch", *[None] * (x.ndim - 2), "length")
+            return table[tokens]
+        layout = self.layout.whole_where_uneven(batch=tokens.shape[0], length=tokens.shape[1])
+        rules, between = layout.rules, [None] * (table.ndim - 2)
+        shared = [axis for axis in rules.batch + rules.length if axis in rules.embed]
+        if math.prod(layout.mesh.shape[axis] for axis in shared) == 1:
+            return table[tokens]
+        batch, length = (
+            tuple(axis for axis in axes if axis not in shared)
+            for axes in (rules.batch, rules.length)
+        )
+        by_width = layout.with_rules(batch=batch, length=length)
+        x = table[by_width.constrain(tokens, "batch", "length")]
+        x = by_width.constrain(x, "batch", "length", *between, "embed")
+        # First the batch, then the length: of both in one step XLA would make x whole.
+        embed = tuple(axis for axis in rules.embed if axis not in rules.batch)
+        by_batch = layout.with_rules(length=length, embed=embed)
+        x = by_batch.constrain(x, "batch", "length", *between, "embed")
+        return layout.constrain(x, "batch", "length", *between, None)
 
     def _run_layers(
         self, run_layer: Callable, x: Array, cache: list[KeyValues] | None, keep: bool
