@@ -304,7 +304,7 @@ def test_too_little_space_is_seen_before_anything_is_written(
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(files.writing.shutil, "disk_usage", lambda _: free)
     assert train_in(tmp_path / "run") == 2
-    check_one_line(capfd, r"run: \S+ GB will be written and 0\.0 GB are free.*set config\.workdir")
+    check_one_line(capfd, r"run: 1\.3 MB will be written and 0\.0 MB are free.*set config\.workdir")
     assert not (tmp_path / "run").exists()
 
 

@@ -87,10 +87,14 @@ def check_writable(path: str | os.PathLike, argument: str | None = None, size: i
         free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"{path}: {size / 1e9:,.1f} GB will be written and {free / 1e9:,.1f} GB are free: free"
-            " some space, or choose another place",
+            f"{path}: {_in_words(size)} will be written and {_in_words(free)} are free: free some"
+            " space, or choose another place",
             argument,
         )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _check_bucket_writable(path: Path) -> None:

@@ -1,9 +1,7 @@
 """The numbers of a study: every encoding's loss and its difference from the first, over seeds."""
 
 import dataclasses
-import importlib.metadata
 import math
-import platform
 
 import jax
 import numpy as np
@@ -13,8 +11,7 @@ from rope_study.data import Corpus
 from rope_study.decoder import parameter_count
 from rope_study.training.evaluate import Evaluation, mean_and_interval
 from rope_study.training.settings import Run, Study
-
-LIBRARIES = ("rope_study", "jax", "jaxlib", "flax", "optax", "numpy")
+from rope_study.training.starts import source_revision, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +23,14 @@ class Outcome:
       evaluation: held-out losses.
       usage: of probes.frequency_usage, on held-out windows.
       metrics: the rows of metrics.jsonl.
+      usage_by_step: of training with probe_every, else None.
     """
 
     run: Run
     evaluation: Evaluation
     usage: xarray.Dataset
     metrics: list[dict[str, float]]
+    usage_by_step: xarray.Dataset | None = None
 
 
 def by_encoding(outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
@@ -60,6 +59,7 @@ def summarise(outcomes: list[Outcome], study: Study, corpus: Corpus) -> dict:
         "tokenizer": corpus.tokenizer.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **{f"version of {name}": version for name, version in versions().items()},
+        "source revision": source_revision(),
     }
     return {"encodings": rows, "facts": facts, "config": study.config}
 
@@ -87,19 +87,6 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
         row |= {"difference": mean, "difference_interval": half_width}
         del row["difference_se"]  # over windows: it does not see seeds
     return row
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
-
-
-def _version(name: str) -> str:
-    """Of an installed distribution; this project also runs from a folder that was not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def spread(row: dict) -> float:
