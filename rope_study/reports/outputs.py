@@ -1,6 +1,7 @@
 """What a study writes: results.json, figures as PNG, and report.html."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,10 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
 
 def _mean_curve(group: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     """(steps[S], losses[S]), the mean over seeds, of one encoding; S that all seeds logged."""
-    losses = [{row["step"]: row["loss"] for row in outcome.metrics} for outcome in group]
+    losses = [
+        {row["step"]: row["loss"] for row in outcome.metrics if math.isfinite(row["loss"])}
+        for outcome in group
+    ]
     steps = sorted(set.intersection(*map(set, losses)))
     return np.array(steps), np.array([np.mean([of[step] for of in losses]) for step in steps])
 

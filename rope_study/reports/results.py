@@ -75,8 +75,11 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
         "losses": {str(outcome.run.seed): outcome.evaluation.loss for outcome in group},
     }
     if all(outcome.metrics for outcome in group):  # else they were lost, and nothing hangs on them
-        row["train_loss"] = float(np.mean([outcome.metrics[-1]["loss"] for outcome in group]))
+        row["train_loss"] = float(np.mean([_last_loss(outcome.metrics) for outcome in group]))
         row["tokens_per_second"] = float(np.median(speeds))
+    skipped = [o.metrics[-1].get("skipped_updates", 0) for o in group if o.metrics]
+    if any(skipped):
+        row["skipped_updates"] = int(sum(skipped))
     if group is first:
         return row
     pairs = [a.evaluation.difference(b.evaluation) for a, b in zip(group, first, strict=True)]
@@ -87,6 +90,11 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
         row |= {"difference": mean, "difference_interval": half_width}
         del row["difference_se"]  # over windows: it does not see seeds
     return row
+
+
+def _last_loss(metrics: list[dict[str, float]]) -> float:
+    """The last one that is finite: updates that are not may be left out."""
+    return next((r["loss"] for r in reversed(metrics) if math.isfinite(r["loss"])), math.nan)
 
 
 def spread(row: dict) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rope_study.checkpoints.runs import names_not_finite
 from rope_study.decoder import HOOK_POINTS, Decoder, DecoderConfig, Probe
@@ -19,7 +20,8 @@ def first_not_finite(
 ) -> str:
     """What is not finite first in a step on this batch, in words; arguments as loss_and_gradients.
 
-    First parameters, then activations from layer to layer, then gradients.
+    First parameters, then activations from layer to layer, the loss, gradients from the last layer
+    to the first, and their norm.
     """
     if names := names_not_finite(params):
         return f"the update before made parameters that are not finite, such as {names[0]}"
@@ -27,13 +29,19 @@ def first_not_finite(
         for name in ACTIVATIONS:
             if not are_finite.get(name, True):
                 return f"layer {layer} is the first that is not finite, at {name}"
-    wrong = _wrong_gradients(decoder, params, batch, accumulate, shardings)
-    if not wrong:
-        return "run again all is finite, so the devices do not give the same numbers twice"
-    # Gradients come from the last layer to the first, and so do NaNs among them.
-    layers = _layers(wrong, decoder.config)
-    where = f"of layer {max(layers)}" if layers else f"of {next(iter(wrong))}"
-    return f"every layer is finite; the gradient {where} is the first that is not"
+    loss_is_finite, norm_is_finite, gradients = _finite_gradients(
+        decoder, params, batch, accumulate, shardings
+    )
+    if not loss_is_finite:
+        return "every layer is finite, and the loss of what the last one gives is not"
+    wrong = {name: finite for name, finite in gradients.items() if not finite.all()}
+    if wrong:
+        layers = _layers(wrong, decoder.config)
+        where = f"layer {max(layers)}" if layers else next(iter(wrong))
+        return f"the loss is finite, and the gradient of {where} is the first that is not"
+    if not norm_is_finite:
+        return "every gradient is finite, and too large for their norm to be"
+    return "run again all is finite, so the devices do not give the same numbers twice"
 
 
 def _finite_activations(decoder: Decoder, params: dict, batch: Batch) -> list[dict[str, bool]]:
@@ -58,26 +66,28 @@ def _finite_activations(decoder: Decoder, params: dict, batch: Batch) -> list[di
     )
 
 
-def _wrong_gradients(
+def _finite_gradients(
     decoder: Decoder, params: dict, batch: Batch, accumulate: int, shardings: Any
-) -> dict[str, np.ndarray]:
-    """The arrays whose gradients are not finite, and which places of their first axis are."""
+) -> tuple[bool, bool, dict[str, np.ndarray]]:
+    """Whether the loss is finite, the norm of its gradients, and places of their first axes."""
 
-    def run(params: dict, batch: Batch) -> dict:
-        _, gradients = loss_and_gradients(decoder, params, batch, accumulate, shardings)
-        return jax.tree.map(
+    def run(params: dict, batch: Batch) -> Any:
+        loss, gradients = loss_and_gradients(decoder, params, batch, accumulate, shardings)
+        by_place = jax.tree.map(
             lambda array: jnp.all(jnp.isfinite(array), tuple(range(1, array.ndim))), gradients
         )
+        return jnp.isfinite(loss), jnp.isfinite(optax.global_norm(gradients)), by_place
 
     assert decoder.layout is not None
     run_on_devices = jax.jit(run, out_shardings=decoder.layout.sharding())
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(run_on_devices(params, batch)))
-    are_finite = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in leaves}
-    return {name: finite for name, finite in are_finite.items() if not finite.all()}
+    loss, norm, by_place = jax.device_get(run_on_devices(params, batch))
+    leaves = jax.tree_util.tree_leaves_with_path(by_place)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return bool(loss), bool(norm), named
 
 
 def _layers(wrong: Mapping[str, np.ndarray], config: DecoderConfig) -> list[int]:
-    """The layers whose gradients are not finite, of what `_wrong_gradients` gives."""
+    """The layers whose gradients are not finite, of what `_finite_gradients` gives."""
     found = []
     for group, _, layers in config.layer_groups:
         for name, finite in wrong.items():

@@ -30,7 +30,7 @@ class NotFinite(Exception):
     left_out: int = 0
 
     def __str__(self) -> str:
-        row = f", after {self.left_out} updates in a row were left out" if self.left_out else ""
+        row = f", after {self.left_out} left out in a row" if self.left_out else ""
         return f"the {self.metric.replace('_', ' ')} became {self.value} at step {self.step}{row}"
 
 

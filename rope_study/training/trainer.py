@@ -127,9 +127,7 @@ class Trainer:
     def diagnose(self, params: dict, batch: Batch) -> str:
         """What is not finite first in a step on this batch, in words."""
         shardings = self.shardings.params
-        return diagnosis.first_not_finite(
-            self.decoder, params, batch, self._accumulate, shardings
-        )
+        return diagnosis.first_not_finite(self.decoder, params, batch, self._accumulate, shardings)
 
     def lower(self, rows: int, length: int) -> jax.stages.Lowered:
         """The step's program for `rows` windows of length + 1 tokens, before it is compiled."""
@@ -264,10 +262,11 @@ def _explained(
         state, _ = trainer.step(state, batch_of(step))
     where = trainer.diagnose(state.params, batch_of(stop.step))
     good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved"
-    otherwise = "" if stop.left_out else ", or leave such updates out by skip_nonfinite=True"
+    otherwise = "" if stop.left_out else " (skip_nonfinite=True leaves such updates out)"
     return UserError(
-        f"{stop}: {where}; {good}; lower learning_rate or lengthen warmup{otherwise}",
+        f"{stop}: {where}; {good}{otherwise}",
         "learning_rate",
+        "lower learning_rate or lengthen warmup",
     )
 
 
