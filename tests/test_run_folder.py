@@ -219,7 +219,8 @@ def test_every_start_says_what_made_the_run(run, train_in, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "tracked, changed, expected", [(True, False, ""), (True, True, " with changes"), (False, False, None)]
+    "tracked, changed, expected",
+    [(True, False, ""), (True, True, " with changes"), (False, False, None)],
 )
 def test_the_source_revision_is_of_the_repository_that_has_the_package(
     tracked, changed, expected, tmp_path, monkeypatch
@@ -313,7 +314,8 @@ def test_a_run_that_saved_nothing_starts_again_with_other_settings(tmp_path, tra
     arguments = "--config.train.log_every=10", "--config.train.checkpoint_every=3"
     assert train_in(folder, "--config.train.learning_rate=1e30", *arguments) == 2
     check_one_line(
-        capfd, r"gradient norm became nan at step 1: .*; no checkpoint was saved .*; set config\.tra"
+        capfd,
+        r"gradient norm became nan at step 1: .*; no checkpoint was saved .*; set config\.tra",
     )
     assert not list((folder / "checkpoints").iterdir())
     assert not train_in(folder, *arguments)

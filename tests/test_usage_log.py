@@ -1,4 +1,4 @@
-"""Frequency usage while a run trains: what is read, that it goes on, and that nothing else changes."""
+"""Frequency usage while a run trains: what is read, that it goes on, and nothing else changes."""
 
 import os
 import signal

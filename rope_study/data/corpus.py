@@ -98,7 +98,7 @@ class Corpus:
     def held_out_texts(
         self, max_windows: int, batch_size: int
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
-        """The same windows as probes read them: (tokens int32[B, T], weights f32[B, T]); in words."""
+        """The same as probes read it: (tokens int32[B, T], weights f32[B, T]), and in words."""
         texts = [
             (windows[:, :-1], np.repeat(weights[:, None], self.length, axis=1))
             for windows, weights in self.held_out_batches(max_windows, batch_size)

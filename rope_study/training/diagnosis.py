@@ -54,9 +54,7 @@ def _finite_activations(decoder: Decoder, params: dict, batch: Batch) -> list[di
     probe = Probe("finite", ACTIVATIONS, are_finite)
 
     def run(params: dict, tokens: jax.Array) -> Any:
-        _, measured = decoder.apply(
-            {"params": params}, tokens, probes=(probe,), method="features"
-        )
+        _, measured = decoder.apply({"params": params}, tokens, probes=(probe,), method="features")
         return measured["finite"]
 
     assert decoder.layout is not None

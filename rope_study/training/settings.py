@@ -57,7 +57,14 @@ class TrainSettings:
 
     def __post_init__(self):
         check_fields(self)
-        for name in ("steps", "checkpoint_every", "log_every", "accumulate", "keep_last", "skip_limit"):
+        for name in (
+            "steps",
+            "checkpoint_every",
+            "log_every",
+            "accumulate",
+            "keep_last",
+            "skip_limit",
+        ):
             check_at_least(name, getattr(self, name), 1)
         for name in ("warmup", "keep_every", "probe_every", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)

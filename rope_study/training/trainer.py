@@ -26,10 +26,10 @@ from rope_study.training.gradients import Batch, check_batch, loss_and_gradients
 from rope_study.training.initial import continued
 from rope_study.training.nonfinite import NotFinite
 from rope_study.training.optimizer import make_optimizer
-from rope_study.training.starts import record_start
 from rope_study.training.profiling import StepTrace
 from rope_study.training.progress import Progress
 from rope_study.training.settings import NONE, Run, TrainSettings
+from rope_study.training.starts import record_start
 from rope_study.training.usage_log import UsageLog
 
 
