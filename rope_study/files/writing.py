@@ -46,11 +46,16 @@ def explain(error: OSError, argument: str | None = None) -> UserError:
 
 
 @contextlib.contextmanager
-def explained(argument: str | None = None) -> Iterator[None]:
-    """Turns an OSError of what is done inside into `explain`'s UserError."""
+def explained(argument: str | None = None, path: Path | None = None) -> Iterator[None]:
+    """Turns an OSError of what is done inside into `explain`'s UserError.
+
+    `path` is named where the error names none, as when an open file is written to.
+    """
     try:
         yield
     except OSError as error:
+        if path is not None and error.filename is None:
+            raise explain(OSError(error.errno, error.strerror, str(path)), argument) from error
         raise explain(error, argument) from error
 
 

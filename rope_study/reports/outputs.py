@@ -24,8 +24,8 @@ CAPTIONS = {
     " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
     "norms_by_layer": "Fig. 3 of the paper for this encoding: queries and keys by layer.",
     "norms_by_head": "Fig. 4 of the paper: the first layer by head.",
-    "bands_over_steps": "How the bands formed: norms on the same held-out windows while this encoding"
-    " trained, from the initial weights at the top to the last step, for each kind of layers.",
+    "bands_over_steps": "How the bands formed: norms on the same held-out windows while this"
+    " encoding trained, from the initial weights at the top to the last step, by kind of layers.",
     "values": "Fig. 13 of the paper, the control: values are not rotated and should show no order.",
     "decay": "Fig. 2 of the paper, without any model, at the head_dim and context of this study:"
     " RoPE's logit decays with distance for constant queries and keys, and not for Gaussian ones.",

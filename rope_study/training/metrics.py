@@ -4,6 +4,7 @@ Objects of a bucket cannot be appended to: there both are written to a temporary
 by `save`, which comes before every checkpoint, so that a run that goes on from it lacks no line.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int):
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
-        self._writable = Writable(folder)
+        self._folder, self._writable = folder, Writable(folder)
         local = self._writable.local
         earlier = [row for row in read_metrics(folder) if row["step"] < first_step]
         lines = local / "metrics.jsonl"
@@ -30,22 +31,26 @@ class MetricsLog:
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one step's scalars."""
-        self._lines.write(_line({"step": step, **scalars}))
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        with self._explained():
+            self._lines.write(_line({"step": step, **scalars}))
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
 
     def save(self) -> None:
         """Copies both to the bucket; on a disk they are there."""
-        self._board.flush()
-        with explained():
+        with self._explained():
+            self._board.flush()
             self._writable.save()
 
     def close(self) -> None:
         """Writes all that is missing, and closes both."""
-        self._lines.close()
-        self._board.close()
-        with explained():
+        with self._explained():
+            self._lines.close()
+            self._board.close()
             self._writable.close()
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained("workdir", self._folder)
 
 
 def _line(row: Mapping[str, float]) -> str:
