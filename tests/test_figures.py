@@ -74,6 +74,7 @@ def test_bands_over_steps_have_a_row_for_each_kind_of_layers():
     shown = texts(figure)
     for part in ("queries, layers 0, 2", "queries, layer 1", "keys, layer 1", "step", "50"):
         assert part in shown
+    assert shown.count("radians per token") == 4  # the kinds have frequencies of their own
     queries, _, queries_of_1, _ = images(figure)
     expected = np.outer(factors, usage.q.isel(layer=[0, 2]).mean(["layer", "head"]))
     np.testing.assert_allclose(queries.get_array(), expected)

@@ -15,13 +15,12 @@ from rope_study.probes.frequency_usage import frequency_usage, slow_bands
 from rope_study.probes.head_patterns import delimiter_ids, head_patterns, name_heads
 from rope_study.probes.massive_values import massive_values
 from rope_study.probes.rotary_outliers import rotary_outliers
-from rope_study.probes.run import Repeated, run, save
+from rope_study.probes.run import run, save
 from rope_study.probes.sinks import perturbation_spread, sinks
 from rope_study.probes.spectral import spectral
 
 __all__ = [
     "Probe",
-    "Repeated",
     "attention_map",
     "attention_maps",
     "contribution_map",

@@ -17,6 +17,7 @@ from rope_study.decoder import Decoder, DecoderConfig
 from rope_study.errors import UserError
 from rope_study.files import move_to
 from rope_study.files.paths import local_copy
+from rope_study.probes.run import Repeated
 from rope_study.training.settings import Run
 
 FILE = "usage_by_step.nc"
@@ -31,7 +32,7 @@ class UsageLog:
         self._run, self._corpus, self._decoder = run, corpus, decoder
         self._file, self._every = run.folder / FILE, run.train.probe_every
         self._earlier: xarray.Dataset | None = None  # of the main process
-        self._repeated: probes.Repeated | None = None
+        self._repeated: Repeated | None = None
         self._started: dict[int, Any] = {}  # by step, still on the devices
         self._steps = set(sharding.on_main(lambda: self._open(first)) if self._every else ())
 
@@ -61,7 +62,7 @@ class UsageLog:
         if self._repeated is None:
             batches, text = self._corpus.held_out_texts(WINDOWS, min(WINDOWS, self._run.microbatch))
             usage = [probes.frequency_usage]
-            self._repeated = probes.Repeated(self._decoder, params, batches, usage, text)
+            self._repeated = Repeated(self._decoder, params, batches, usage, text)
         self._started[step] = self._repeated.start(params)
         self._steps.add(step)
 
