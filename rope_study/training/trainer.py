@@ -254,11 +254,11 @@ def _explained(
     Where nothing was saved that is from the beginning.
     """
     manager.finish()
-    saved = manager.latest()
-    if is_main_process():
-        print(f"{stop}: from step {saved or 0} again, to see where it began", file=sys.stderr)
     state = trainer.restore(manager)
-    for step in range(int(state.step), stop.step):
+    saved = int(state.step)
+    if is_main_process():
+        print(f"{stop}: from step {saved} again, to see where it began", file=sys.stderr)
+    for step in range(saved, stop.step):
         state, _ = trainer.step(state, batch_of(step))
     where = trainer.diagnose(state.params, batch_of(stop.step))
     good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved"

@@ -16,7 +16,7 @@ from rope_study.data import Corpus
 from rope_study.decoder import Decoder, DecoderConfig
 from rope_study.errors import UserError
 from rope_study.files import move_to
-from rope_study.files.paths import local_copy
+from rope_study.files.paths import first_line, local_copy
 from rope_study.probes.run import Repeated
 from rope_study.training.settings import Run
 
@@ -96,16 +96,23 @@ def read_usage(folder: Path) -> xarray.Dataset | None:
 
     As frequency_usage gives them, on the same held-out windows at every step; layers of one kind
     have the same number in `kind`. None where train.probe_every was 0.
+
+    Raises:
+      UserError: the file is damaged.
     """
     file = folder / FILE
-    return xarray.load_dataset(local_copy(file)) if file.exists() else None
+    try:
+        return xarray.load_dataset(local_copy(file)) if file.exists() else None
+    except Exception as error:  # NetCDF's and xarray's have nothing in common
+        problem = f"{file} is damaged ({first_line(error)})"
+        raise UserError(problem, remedy="remove it, nothing else needs it") from error
 
 
 def _read_or_set_aside(file: Path) -> xarray.Dataset | None:
     try:
         return read_usage(file.parent)
-    except Exception as error:  # NetCDF's and xarray's have nothing in common
-        print(f"{file} is damaged ({error}): set aside in {DAMAGED}/", file=sys.stderr)
+    except UserError as error:
+        print(f"{error.problem}: set aside in {DAMAGED}/", file=sys.stderr)
         move_to(file, file.parent / DAMAGED)
         return None
 
