@@ -57,14 +57,8 @@ class TrainSettings:
 
     def __post_init__(self):
         check_fields(self)
-        for name in (
-            "steps",
-            "checkpoint_every",
-            "log_every",
-            "accumulate",
-            "keep_last",
-            "skip_limit",
-        ):
+        positive = "steps checkpoint_every log_every accumulate keep_last skip_limit"
+        for name in positive.split():
             check_at_least(name, getattr(self, name), 1)
         for name in ("warmup", "keep_every", "probe_every", "weight_decay"):
             check_at_least(name, getattr(self, name), 0)
@@ -91,7 +85,7 @@ class Run:
 
     Attributes:
       name: of the variant, canonical.
-      folder: gets run.json, model.json, checkpoints/, metrics.jsonl and tensorboard/.
+      folder: gets what docs/studies.md lists: settings, checkpoints, metrics, readings.
     """
 
     name: str

@@ -157,8 +157,8 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     """Trains to the last step, or goes on from the newest intact checkpoint in the run's folder.
 
     Args:
-      run: what to train; its folder is claimed, and gets run.json, model.json, checkpoints/,
-        metrics.jsonl and tensorboard/.
+      run: what to train; its folder is claimed, and gets run.json, model.json, starts.json,
+        checkpoints/, metrics.jsonl, tensorboard/ and, where asked for, usage_by_step.nc.
       corpus: of run.data.
       layout: the devices.
 
@@ -210,7 +210,7 @@ def _steps(
     manager: runs.Manager,
     batch_of: Callable[[int], Batch],
 ) -> dict:
-    """The loop; NotFinite where a loss or gradient is that and the run has to stop."""
+    """The loop; NotFinite where the run has to stop as nonfinite.Watch says."""
     state = trainer.restore(manager)
     first = int(state.step)
     record_start(run, trainer.layout, first)
