@@ -5,14 +5,11 @@ seed, evaluates each on held-out documents, probes how it uses its frequencies, 
 figures and one report. Runs that are finished are not trained again.
 """
 
-import numpy as np
-import xarray
-
 from rope_study import command, probes, sharding
 from rope_study.data import Corpus, load_corpus
-from rope_study.decoder import Decoder, fit_layout
+from rope_study.decoder import fit_layout
 from rope_study.reports import outputs, results
-from rope_study.training import run_folder, trainer
+from rope_study.training import run_folder, trainer, usage_log
 from rope_study.training.evaluate import evaluate
 from rope_study.training.metrics import read_metrics
 from rope_study.training.settings import Run, Study, resolve
@@ -44,25 +41,14 @@ def _run(run: Run, study: Study, corpus: Corpus, layout: sharding.Layout) -> res
     decoder, params = trainer.train(run, corpus, layout)
     batches = corpus.evaluation_batches(study.evaluate_windows, run.microbatch)
     held_out = evaluate(decoder, params, batches)
-    usage = _probe_held_out(decoder, params, corpus, study.probe_windows, run.microbatch)
+    texts, name = corpus.held_out_texts(study.probe_windows, run.microbatch)
+    datasets = probes.run(decoder, params, texts, [probes.frequency_usage], text=name)
+    usage, by_step = datasets["frequency_usage"], None
     if sharding.is_main_process():
-        probes.save(usage, run.folder / "frequency_usage.nc")
+        usage_log.save_in_run(usage, run.folder / "frequency_usage.nc")
+        by_step = usage_log.read_usage(run.folder)
     metrics = sharding.on_main(lambda: read_metrics(run.folder))
-    return results.Outcome(run, held_out, usage, metrics)
-
-
-def _probe_held_out(
-    decoder: Decoder, params: dict, corpus: Corpus, windows: int, at_a_time: int
-) -> xarray.Dataset:
-    """Frequency usage on held-out windows."""
-    batches = [
-        (rows[:, :-1], np.repeat(weights[:, None], rows.shape[1] - 1, axis=1))
-        for rows, weights in corpus.held_out_batches(windows, at_a_time)
-    ]
-    read = int(sum(weights[:, 0].sum() for _, weights in batches))  # there may be fewer
-    text = f"{read} held-out windows of {corpus.name}"
-    datasets = probes.run(decoder, params, batches, [probes.frequency_usage], text=text)
-    return datasets["frequency_usage"]
+    return results.Outcome(run, held_out, usage, metrics, by_step)
 
 
 def main() -> None:

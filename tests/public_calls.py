@@ -267,9 +267,12 @@ def _calls_of_figures(model: Model) -> Calls:
     cycles = {"encodings": ["rope", "nope"], "head_dim": 8, "context": 64}
     turned = {"encoding": rotary.rope(), "head_dim": 8, "tokens": 8}
     by_pair = {"contribution": model.contribution_map}
+    kinds = ("layer", [0] * model.usage.sizes["layer"])
+    by_step = {"usage": model.usage.expand_dims(step=[0, 5]).assign_coords(kind=kinds)}
     return {
         "figures.attention_by_band": (f.attention_by_band, bands),
         "figures.attention_patterns": (f.attention_patterns, {"maps": {"a": model.attention}}),
+        "figures.bands_over_steps": (f.bands_over_steps, by_step),
         "figures.construction": (f.construction, built),
         "figures.decay": (f.decay, decay),
         "figures.encoding_cycles": (f.encoding_cycles, cycles),

@@ -20,7 +20,7 @@ from commands import check_one_line, run_command
 from rope_study import checkpoints, data, evaluate, files, probe, probes, train
 from rope_study.errors import UserError
 from rope_study.files import paths
-from rope_study.training import metrics, owner
+from rope_study.training import metrics, owner, usage_log
 
 STEPS = 12
 
@@ -193,7 +193,7 @@ def trained(environment, texts, tmp_path_factory):
         f"--config.workdir={run}", "--config.data.path=gs://bucket/*.jsonl",
         "--config.data.tokenizer=gs://bucket/tokenizer.json", "--config.model.layers=1",
         f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=4",
-        "--config.train.profile_steps=9:11",
+        "--config.train.profile_steps=9:11", "--config.train.probe_every=6",
     )  # fmt: skip
     with two_processes(home, environment, *arguments) as workers:
         while not metrics.read_metrics(run):
@@ -210,6 +210,7 @@ def trained(environment, texts, tmp_path_factory):
 @pytest.mark.slow
 def test_a_killed_run_of_two_processes_goes_on(trained, tmp_path):
     assert [row["step"] for row in metrics.read_metrics(trained)] == list(range(STEPS))
+    assert usage_log.read_usage(trained).step.values.tolist() == list(range(0, STEPS + 1, 6))
     assert not (trained / owner.FILE).exists()
     written = {file.suffix for file in paths.files_below(trained / "profile")}
     assert ".pb" in written

@@ -60,6 +60,28 @@ def marks(figure: Figure, panel: int = 0) -> list[tuple]:
     ]
 
 
+def test_bands_over_steps_have_a_row_for_each_kind_of_layers():
+    """Means over its heads and layers, and its own unrotated pairs."""
+    usage = make_usage(ENCODINGS["p_rope"])
+    usage["inverse_frequency"][1] = ENCODINGS["rope"].inverse_frequencies(HEAD_DIM)
+    steps = [0, 10, 20, 50]
+    factors = xr.DataArray([1.0, 2.0, 3.0, 4.0], dims="step", coords={"step": steps})
+    by_step = xr.Dataset({name: (factors * usage[name]) for name in "qk"}, attrs=usage.attrs)
+    for name in "qk":
+        by_step[name].attrs["units"] = "1"
+    by_step = by_step.assign_coords(layer=range(3), kind=("layer", [0, 1, 0]))
+    figure = figures.bands_over_steps(by_step)
+    shown = texts(figure)
+    for part in ("queries, layers 0, 2", "queries, layer 1", "keys, layer 1", "step", "50"):
+        assert part in shown
+    assert shown.count("radians per token") == 4  # the kinds have frequencies of their own
+    queries, _, queries_of_1, _ = images(figure)
+    expected = np.outer(factors, usage.q.isel(layer=[0, 2]).mean(["layer", "head"]))
+    np.testing.assert_allclose(queries.get_array(), expected)
+    np.testing.assert_allclose(queries_of_1.get_array()[3], 4 * usage.q[1].mean("head"))
+    assert marks(figure, 0) == [(6, 2, 0, 4)] and marks(figure, 2) == []
+
+
 # --- heat maps --------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("rotary",),
     ("decoder",),
     ("checkpoints",),
-    ("training", "probes", "theory"),
+    ("probes", "theory", "training"),
     ("interventions", "figures"),
     ("reports",),
     ("command",),
@@ -26,7 +26,7 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # On one floor, but one way.
-BESIDE = {("probes", "training"), ("theory", "training"), ("figures", "interventions")}
+BESIDE = {("training", "probes"), ("figures", "interventions")}
 
 
 def imports(file: Path) -> set[str]:

@@ -15,6 +15,7 @@ import xarray
 from commands import run_command
 
 from rope_study import checkpoints, train
+from rope_study.training import usage_log
 
 STEPS = 120
 ROWS = 8  # of a batch, as tiny_config.py has it
@@ -74,6 +75,7 @@ def settings(folder, texts):
     return [
         f"--config={CONFIG}", f"--config.workdir={folder}", f"--config.data.path={texts}",
         f"--config.train.steps={STEPS}", "--config.train.checkpoint_every=8",
+        "--config.train.probe_every=20",
     ]  # fmt: skip
 
 
@@ -154,6 +156,9 @@ def test_what_several_processes_saved_goes_on_on_any_devices(killed, whole, text
     assert eight.wait(timeout=240) == 0, eight.communicate()
     for path in (one, folder):
         np.testing.assert_allclose(losses(path), losses(whole), rtol=TOLERANCE)
+        usage = usage_log.read_usage(path)
+        assert usage.step.values.tolist() == list(range(0, STEPS + 1, 20))
+        xarray.testing.assert_allclose(usage, usage_log.read_usage(whole), rtol=1e-4)
 
 
 @pytest.mark.slow

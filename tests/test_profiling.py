@@ -57,7 +57,7 @@ def test_mfu_is_the_flops_of_the_model_over_the_peak_of_the_devices(run, monkeyp
     device_kind = layout.mesh.devices.flat[0].device_kind
     monkeypatch.setitem(chips.CHIPS, device_kind, chips.Chip("mine", 1e12, 1, 1, 1, devices=2))
     with Progress(run, layout, 0) as progress:
-        progress.update(0, {"loss": 1.0})
+        progress.update(0, {"loss": 1.0, "gradient_norm": 1.0})
     (row,) = read_metrics(run.folder)
     flops = row["tokens_per_second"] * train_flops(run.decoder, 1, 32) / 32
     assert row["mfu"] == pytest.approx(flops / (1e12 / 2))

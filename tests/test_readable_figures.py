@@ -44,6 +44,11 @@ def local_and_global(layers=18) -> xr.Dataset:
     return found
 
 
+def by_step(steps: int, pattern: list[int]) -> xr.Dataset:
+    kinds = {"kind": ("layer", pattern)}
+    return usage(len(pattern)).expand_dims(step=range(0, 25 * steps, 25)).assign_coords(kinds)
+
+
 def named(layers: int, heads: int) -> xr.Dataset:
     kinds = np.resize(np.array([*KINDS, "mixed"], object), (layers, heads))
     by_head = ("layer", "head")
@@ -88,6 +93,8 @@ CURVES = [[0, 1, 2], [3.0, 2.0, 1.5]]
 DRAWN = {
     "norms_by_layer": lambda: figures.norms_by_layer(usage(32)),
     "norms_by_head": lambda: figures.norms_by_head(usage(3, 64), 0),
+    "bands_over_steps": lambda: figures.bands_over_steps(by_step(11, [0] * 4)),
+    "bands of many layers": lambda: figures.bands_over_steps(by_step(401, [0, 0, 0, 0, 0, 1] * 8)),
     "value_norms": lambda: figures.value_norms(usage()),
     "head_usage": lambda: figures.head_usage(usage(), SIX),
     "head_usage of twenty": lambda: figures.head_usage(

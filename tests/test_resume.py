@@ -1,17 +1,13 @@
 """Real processes: killed and continued, and the way a user starts a command."""
 
-import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
-import jax
-import numpy as np
 import pytest
 
-from rope_study.checkpoints import load
+from benchmarks import kills
+from rope_study.training.metrics import read_metrics
 
 STEPS = 40
 
@@ -24,44 +20,24 @@ def start(module, folder, *arguments, config="tests/tiny_config.py", env=None):
     return subprocess.Popen(command + settings, env=env, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    return errors
-
-
-def losses(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
-    assert [row["step"] for row in rows] == list(range(STEPS))
-    return [row["loss"] for row in rows]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resume") / "whole"
-    finish(start("rope_study.train", folder))
-    return folder
-
-
 @pytest.mark.slow
-def test_a_killed_run_continues_bit_for_bit(uninterrupted, tmp_path):
-    """SIGKILL mid-run, twice; losses of every step and all parameters equal the whole run's."""
-    folder = tmp_path / "killed"
-    for after in (7, 23):
-        process = start("rope_study.train", folder, "--config.train.checkpoint_every=5")
-        log, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-        while not log.exists() or len(log.read_text().splitlines()) <= after:
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    finish(start("rope_study.train", folder, "--config.train.checkpoint_every=5"))
-    assert losses(folder) == losses(uninterrupted)
-    _, expected = load(uninterrupted)
-    _, got = load(folder)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), got, expected)
+def test_a_run_through_kills_ends_as_one_that_nobody_stopped(tmp_path, monkeypatch):
+    """Four SIGKILLs, two inside a save, bit for bit; benchmarks/kills.py has twenty."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    settings = (
+        "--config=tests/tiny_config.py", f"--config.train.steps={STEPS}",
+        "--config.train.checkpoint_every=5", "--config.train.probe_every=4",
+    )  # fmt: skip
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    kills.finish(kills.train(settings, whole))
+    killed = [
+        kills.kill(kills.train(settings, folder), folder, step, in_save, after=0)
+        for step, in_save in ((1, False), (7, True), (16, False), (27, True))
+    ]
+    kills.finish(kills.train(settings, folder))
+    assert any(at.saving for at in killed), killed
+    assert [row["step"] for row in read_metrics(folder)] == list(range(STEPS))
+    assert kills.differences(folder, whole) == []
 
 
 @pytest.mark.slow

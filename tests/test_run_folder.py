@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from commands import check_one_line, run_command
+from tiny_config import get_config
 
 from rope_study import checkpoints, files, train
 from rope_study.errors import UserError
 from rope_study.training import metrics as metrics_lib
-from rope_study.training import owner
+from rope_study.training import owner, run_folder, settings, starts
 
 CONFIG = "--config=tests/tiny_config.py"
 
@@ -171,6 +173,83 @@ def test_damaged_lines_of_the_log_are_left_out(run, train_in):
     assert [row["step"] for row in metrics_lib.read_metrics(run)] == list(range(6))
 
 
+# --- what is kept -----------------------------------------------------------------------------
+
+
+def test_the_last_checkpoints_are_kept_and_those_of_every_so_many_steps(tmp_path, train_in):
+    every = "--config.train.checkpoint_every=1", "--config.train.keep_every=2"
+    assert not train_in(tmp_path / "run", *every, "--config.train.keep_last=3")
+    assert run_folder.saved_steps(tmp_path / "run") == [2, 4, 5, 6]
+
+
+def test_what_is_never_saved_cannot_be_kept(tmp_path, train_in, capfd):
+    assert train_in(tmp_path / "run", "--config.train.keep_every=3") == 2
+    check_one_line(capfd, "keep_every=3 is no multiple of checkpoint_every=2: .* config.train.keep")
+
+
+@pytest.mark.parametrize(
+    "changes, saved, more",
+    [
+        ({}, [], 3),  # one is written while the two newest are there
+        ({}, [2, 4], 1),
+        ({}, [6], 0),
+        ({"keep_last": 1}, [], 2),
+        ({"keep_last": 9}, [], 3),
+        ({"checkpoint_every": 1, "keep_last": 1, "keep_every": 2}, [], 5),
+    ],
+)
+def test_there_has_to_be_room_for_all_checkpoints_at_a_time(changes, saved, more):
+    config = get_config()
+    config.train.update(changes)
+    train = settings.resolve(config).runs[0].train
+    assert run_folder._checkpoints_to_come(train, saved) == more
+
+
+def test_every_start_says_what_made_the_run(run, train_in, monkeypatch):
+    """Settings, seed, devices, versions and source revision; not where nothing is left to train."""
+    assert not train_in(run)
+    shutil.rmtree(run / "checkpoints" / "6")
+    assert not train_in(run, "--config.train.log_every=3")
+    first, second = json.loads((run / "starts.json").read_text())["starts"]
+    assert (first["step"], second["step"]) == (0, 4)
+    assert (first["train"]["log_every"], second["train"]["log_every"]) == (1, 3)
+    assert first["seed"] == 0 and first["data"]["batch_size"] == 8
+    assert first["versions"]["jax"] == jax.__version__ and first["devices"] == "1 x cpu"
+    assert first["mesh"]["fsdp"] == 1 and first["source"] == starts.source_revision()
+
+
+@pytest.mark.parametrize(
+    "tracked, changed, expected",
+    [(True, False, ""), (True, True, " with changes"), (False, False, None)],
+)
+def test_the_source_revision_is_of_the_repository_that_has_the_package(
+    tracked, changed, expected, tmp_path, monkeypatch
+):
+    """Not of one that an environment happens to lie in."""
+    file = tmp_path / "lib" / "__init__.py"
+    file.parent.mkdir()
+    file.write_text("")
+
+    def git(*arguments):
+        who = "-c", "user.name=a", "-c", "user.email=a@b"
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    if tracked:
+        git("add", ".")
+    git("commit", "--allow-empty", "--message=first")
+    if changed:
+        file.write_text("1")
+    monkeypatch.setattr(starts.rope_study, "__file__", str(file))
+    starts.source_revision.cache_clear()
+    try:
+        found = starts.source_revision()
+    finally:
+        starts.source_revision.cache_clear()
+    assert found == (git("rev-parse", "HEAD") + expected if tracked else "unknown")
+
+
 # --- one owner --------------------------------------------------------------------------------
 
 
@@ -235,7 +314,8 @@ def test_a_run_that_saved_nothing_starts_again_with_other_settings(tmp_path, tra
     arguments = "--config.train.log_every=10", "--config.train.checkpoint_every=3"
     assert train_in(folder, "--config.train.learning_rate=1e30", *arguments) == 2
     check_one_line(
-        capfd, r"is not finite after step 3, which is not saved; .* none; set config\.tra"
+        capfd,
+        r"gradient norm became nan at step 1: .*; no checkpoint was saved .*; set config\.tra",
     )
     assert not list((folder / "checkpoints").iterdir())
     assert not train_in(folder, *arguments)
@@ -304,7 +384,7 @@ def test_too_little_space_is_seen_before_anything_is_written(
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(files.writing.shutil, "disk_usage", lambda _: free)
     assert train_in(tmp_path / "run") == 2
-    check_one_line(capfd, r"run: \S+ GB will be written and 0\.0 GB are free.*set config\.workdir")
+    check_one_line(capfd, r"run: 0\.9 MB will be written and 0\.0 MB are free.*set config\.workdir")
     assert not (tmp_path / "run").exists()
 
 

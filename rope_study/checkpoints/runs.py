@@ -37,6 +37,7 @@ from rope_study.rotary import Rotary
 
 with epy.lazy_imports():  # half a second that only runs need, which are opened later
     import orbax.checkpoint as ocp
+    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
     from rope_study.checkpoints import manifest
 
@@ -145,9 +146,14 @@ class Manager:
     With the arrays lies a manifest of their files (manifest.py), to which `restore` holds them.
     """
 
-    def __init__(self, folder: Path, keep: int = 2):
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0):
+        """Saving leaves the newest `keep_last`, and those of steps in `keep_every`, where not 0."""
         self.folder = paths.absolute(folder / CHECKPOINTS)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        keep: list[Any] = [policies.LatestN(keep_last)]
+        keep += [policies.EveryNSteps(keep_every)] if keep_every else []
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep), create=False
+        )
         handlers: dict[str, Any] = {
             name: ocp.StandardCheckpointHandler() for name in (PARAMS, OPTIMIZER)
         }
@@ -182,7 +188,7 @@ class Manager:
         Raises:
           UserError: a number is not finite: nothing is saved; or the one before was not written.
         """
-        if not_finite := _not_finite(items):
+        if not_finite := names_not_finite(items):
             raise UserError(
                 f"{not_finite[0]} is not finite after step {step}, which is not saved; checkpoints"
                 f" there are: {self.steps() or 'none'}",
@@ -280,9 +286,9 @@ class Manager:
             raise UserError(f"{self.folder}: {what}: {_first_line(error)}") from error
 
 
-def _not_finite(items: dict) -> list[str]:
-    """The names of the arrays with a number that is not finite."""
-    leaves = jax.tree_util.tree_leaves_with_path(items)
+def names_not_finite(arrays: Any) -> list[str]:
+    """The names, in a tree of arrays on the devices, of those with a number that is not finite."""
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     finite = jax.device_get(_are_finite([leaf for _, leaf in leaves]))
     return [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]

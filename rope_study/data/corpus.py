@@ -95,6 +95,17 @@ class Corpus:
         """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
         return self._held_out(max_windows, batch_size, None)
 
+    def held_out_texts(
+        self, max_windows: int, batch_size: int
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+        """The same as probes read it: (tokens int32[B, T], weights f32[B, T]), and in words."""
+        texts = [
+            (windows[:, :-1], np.repeat(weights[:, None], self.length, axis=1))
+            for windows, weights in self.held_out_batches(max_windows, batch_size)
+        ]
+        count = int(sum(weights[:, 0].sum() for _, weights in texts))  # there may be fewer
+        return texts, f"{count} held-out windows of {self.name}"
+
     def evaluation_batches(
         self, max_windows: int, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -134,6 +145,7 @@ def _from_store(opened: store.Store, settings: DataSettings, tokenizer: Tokenize
             f"held_out={settings.held_out}, but {opened.folder} was made with {held_out}",
             "held_out",
         )
+    opened.check_contents()
     train, evaluation = opened.train, opened.held_out
     return _checked(Corpus(
         settings.path, opened.index["fingerprint"], tokenizer, train.tokens, evaluation.tokens,
@@ -162,9 +174,7 @@ def _from_text(settings: DataSettings, tokenizer: Tokenizer, progress: bool) -> 
     """From the cache, or tokenized here and put there; where it cannot be written, without."""
     folder = cache_folder() / _key(settings, tokenizer)
     with contextlib.suppress(UserError):  # none yet, or one that is damaged: it is made again
-        opened = store.open_store(folder)
-        opened.check_contents()
-        return _from_store(opened, settings, tokenizer)
+        return _from_store(store.open_store(folder), settings, tokenizer)
     train, held_out = split(read_documents(settings.path), settings.held_out)
     train_tokens = batches.tokenize_each(train, tokenizer, progress=progress)
     held_out_tokens = batches.tokenize_each(held_out, tokenizer)

@@ -20,6 +20,7 @@ from rope_study.figures.interventions import intervention_effects
 from rope_study.figures.theory import prop_3_1, prop_3_2, thm_5_3, thm_6_1, thm_6_1_by_number
 from rope_study.figures.training import loss_curves
 from rope_study.figures.usage import (
+    bands_over_steps,
     head_usage,
     norms_by_head,
     norms_by_layer,
@@ -56,6 +57,7 @@ __all__ = [
     "PAPER",
     "attention_by_band",
     "attention_patterns",
+    "bands_over_steps",
     "construction",
     "decay",
     "encoding_cycles",

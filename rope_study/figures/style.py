@@ -119,7 +119,7 @@ def heat_maps(title: str, rows: list[list[tuple[str, xr.DataArray]]]) -> Figure:
             colours = {"cmap": scale.cmap, "norm": scale.norm}
             axes.imshow(norms.values, aspect="auto", interpolation="nearest", **colours)
             _label(axes, norms, x_ticks=5 if columns < 3 else 3, named=axes is panels[0][0])
-            if not _is_lowest(axes, rows):
+            if _is_labelled_below(axes, norms, rows):
                 axes.set_xlabel("")
                 axes.tick_params(labelbottom=False)
             _mark_unrotated(axes, norms, "q, k not rotated" if quantity == "v" else "not rotated")
@@ -141,12 +141,15 @@ def _label(axes: Axes, norms: xr.DataArray, x_ticks: int, named: bool) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _is_lowest(axes: Axes, rows: list[list]) -> bool:
-    """Whether no panel lies below this one."""
+def _is_labelled_below(axes: Axes, norms: xr.DataArray, rows: list[list]) -> bool:
+    """Whether the panel below this one has the same pairs, with the same frequencies."""
     place = axes.get_subplotspec()
     assert place is not None
     row, column = place.rowspan.start, place.colspan.start
-    return row + 1 == len(rows) or column >= len(rows[row + 1])
+    if row + 1 == len(rows) or column >= len(rows[row + 1]):
+        return False
+    below = inverse_frequencies(rows[row + 1][column][1])
+    return np.array_equal(inverse_frequencies(norms), below, equal_nan=True)
 
 
 def label_pairs(axes: Axes, frequencies: np.ndarray, ticks: int) -> None:

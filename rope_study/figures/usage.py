@@ -86,6 +86,32 @@ def usage_by_domain(usages: Mapping[str, xr.Dataset]) -> Figure:
     return _columns("Queries and keys by layer and domain, mean over heads", usages, sources)
 
 
+@checked
+def bands_over_steps(usage: xr.Dataset) -> Figure:
+    """How bands form while a model trains: mean 2-norm of query and key pairs, [step, pair].
+
+    A row of panels for each kind of layers, the mean over their heads; one scale for all queries
+    and one for all keys.
+
+    Args:
+      usage: what a run with train.probe_every leaves, `training.usage_log.read_usage`.
+    """
+    datasets.check_made_by("a run with train.probe_every", usage)
+    rows = []
+    for kind in np.unique(usage.kind):
+        of_kind = usage.isel(layer=np.flatnonzero(usage.kind == kind))
+        layers = _layers(of_kind.layer.values)
+        rows.append([(f"{QUANTITIES[name]}, {layers}", _by_step(of_kind, name)) for name in "qk"])
+    title = "Queries and keys by step of training, mean over heads and layers"
+    return heat_maps(f"{title}\n{source(usage)}", rows)
+
+
+def _by_step(usage: xr.Dataset, name: str) -> xr.DataArray:
+    """Norms[step, pair] of layers of one kind, with the frequencies of the first of them."""
+    norms = usage[name].mean(["layer", "head" if name == "q" else "kv_head"], keep_attrs=True)
+    return norms.assign_coords(inverse_frequency=usage.inverse_frequency.isel(layer=0))
+
+
 def _columns(title: str, usages: Mapping[str, xr.Dataset], sources: Sequence[str]) -> Figure:
     """Queries above keys, a column each; past MOST_COLUMNS in several rows."""
     rows = []

@@ -46,11 +46,16 @@ def explain(error: OSError, argument: str | None = None) -> UserError:
 
 
 @contextlib.contextmanager
-def explained(argument: str | None = None) -> Iterator[None]:
-    """Turns an OSError of what is done inside into `explain`'s UserError."""
+def explained(argument: str | None = None, path: Path | None = None) -> Iterator[None]:
+    """Turns an OSError of what is done inside into `explain`'s UserError.
+
+    `path` is named where the error names none, as when an open file is written to.
+    """
     try:
         yield
     except OSError as error:
+        if path is not None and error.filename is None:
+            raise explain(OSError(error.errno, error.strerror, str(path)), argument) from error
         raise explain(error, argument) from error
 
 
@@ -87,10 +92,14 @@ def check_writable(path: str | os.PathLike, argument: str | None = None, size: i
         free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
-            f"{path}: {size / 1e9:,.1f} GB will be written and {free / 1e9:,.1f} GB are free: free"
-            " some space, or choose another place",
+            f"{path}: {_in_words(size)} will be written and {_in_words(free)} are free: free some"
+            " space, or choose another place",
             argument,
         )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _check_bucket_writable(path: Path) -> None:

@@ -34,7 +34,13 @@ USAGE = {
     "inverse_frequency": ("layer", "pair"),
 }
 PATTERNS = {name: BY_HEAD for name in ("first", "delimiter", "selective", "by_distance")}
+OVER_STEPS = {
+    "q": ("step", *BY_HEAD, "pair"),
+    "k": ("step", *BY_KV_HEAD, "pair"),
+    "kind": ("layer",),
+}
 MADE_BY = {
+    "a run with train.probe_every": Made(OVER_STEPS, (*SOURCE, "text")),
     "probes.frequency_usage": Made(USAGE, (*SOURCE, "text")),
     "probes.head_patterns": Made({**PATTERNS, "offset_mass": (*BY_HEAD, "offset")}, ()),
     "probes.name_heads": Made({"name": BY_HEAD, "score": BY_HEAD}, ()),

@@ -61,7 +61,7 @@ def run(
         refuses: ids that the model does not have, padding on the left, no BOS where it needs it; or
         parameters of another decoder.
     """
-    finalizers = _check(probes)
+    _check(probes)
     layout, measure = compiled(decoder, params, probes, edit)
     config = in_f32(decoder, params)[0].config
     totals, count, context = None, 0, 0
@@ -69,10 +69,7 @@ def run(
         if tokens.shape[1] > context:
             check_length(config, tokens.shape[1])
         tokens, weights = fill_batch(layout, tokens, weights)
-        sums = measure(params, layout.place(tokens), layout.place(weights))
-        # Summed on the host in float64: f32 sums over millions of tokens would lose digits.
-        sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
-        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+        totals = _add(totals, measure(params, layout.place(tokens), layout.place(weights)))
         count += int(weights.sum())
         context = max(context, tokens.shape[1])
     if totals is None:
@@ -81,9 +78,59 @@ def run(
         raise UserError("nothing to probe: all weights are 0", "weights")
     source = {"model": variants.describe(config), "text": text, "tokens": count, "context": context}
     read_from = datasets.with_trained_frequencies(config, params)
+    return _finalize(probes, totals, read_from, source)
+
+
+class Repeated:
+    """Probes of one text, again and again while the parameters change; nothing is waited for.
+
+    `start` is a program that the devices run in their order, so training may go on at once, and
+    `finish` makes datasets of it later. The batches stay on the devices.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: dict,
+        batches: Iterable[tuple[np.ndarray, np.ndarray]],
+        probes: Sequence[Probe],
+        text: str = "",
+    ):
+        """Arguments as `run`; of `params` only the types are read."""
+        _check(probes)
+        self._probes = probes
+        layout, self._measure = compiled(decoder, params, probes)
+        self._config, self._batches, count, context = decoder.config, [], 0, 0
+        for batch in each_batch(decoder.config, batches):
+            tokens, weights = fill_batch(layout, *batch)
+            self._batches.append((layout.place(tokens), layout.place(weights)))
+            count, context = count + int(weights.sum()), max(context, tokens.shape[1])
+        model = describe(decoder.config)
+        self._source = {"model": model, "text": text, "tokens": count, "context": context}
+
+    def start(self, params: dict) -> tuple[list[Any], DecoderConfig]:
+        """What `finish` takes; the parameters may be donated afterwards."""
+        read_from = datasets.with_trained_frequencies(self._config, params)
+        return [self._measure(params, *batch) for batch in self._batches], read_from
+
+    def finish(self, started: tuple[list[Any], DecoderConfig]) -> dict[str, xarray.Dataset]:
+        """Waits for what was started: {probe.name: Dataset}."""
+        sums, read_from = started
+        return _finalize(self._probes, functools.reduce(_add, sums, None), read_from, self._source)
+
+
+def _add(totals: Any, sums: Any) -> Any:
+    """Summed on the host in float64: f32 sums over millions of tokens would lose digits."""
+    sums = jax.tree.map(lambda a: np.asarray(a, np.float64), sums)
+    return sums if totals is None else jax.tree.map(np.add, totals, sums)
+
+
+def _finalize(
+    probes: Sequence[Probe], totals: Any, config: DecoderConfig, source: dict[str, Any]
+) -> dict[str, xarray.Dataset]:
     return {
-        probe.name: finalize(totals[probe.name], context, read_from).assign_attrs(source)
-        for probe, finalize in zip(probes, finalizers, strict=True)
+        probe.name: finalize(totals[probe.name], source["context"], config).assign_attrs(source)
+        for probe, finalize in zip(probes, _check(probes), strict=True)
     }
 
 

@@ -1,6 +1,7 @@
 """What a study writes: results.json, figures as PNG, and report.html."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ CAPTIONS = {
     " Bright bands are the frequencies that a layer uses; the fastest pairs are on the left.",
     "norms_by_layer": "Fig. 3 of the paper for this encoding: queries and keys by layer.",
     "norms_by_head": "Fig. 4 of the paper: the first layer by head.",
+    "bands_over_steps": "How the bands formed: norms on the same held-out windows while this"
+    " encoding trained, from the initial weights at the top to the last step, by kind of layers.",
     "values": "Fig. 13 of the paper, the control: values are not rotated and should show no order.",
     "decay": "Fig. 2 of the paper, without any model, at the head_dim and context of this study:"
     " RoPE's logit decays with distance for constant queries and keys, and not for Gaussian ones.",
@@ -55,6 +58,8 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
             "norms_by_head": figures.norms_by_head(usage, layer=0),
             "values": figures.value_norms(usage),
         }
+        if (by_step := _mean_usage_by_step(groups[name])) is not None:
+            of_encoding["bands_over_steps"] = figures.bands_over_steps(by_step)
         for kind, figure in of_encoding.items():
             key = f"{kind}_{folder_name(name)}"
             drawn[key], captions[key] = figure, CAPTIONS[kind]
@@ -67,15 +72,31 @@ def draw(results: dict, outcomes: list[Outcome]) -> tuple[dict[str, Figure], dic
 
 def _mean_curve(group: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     """(steps[S], losses[S]), the mean over seeds, of one encoding; S that all seeds logged."""
-    losses = [{row["step"]: row["loss"] for row in outcome.metrics} for outcome in group]
+    losses = [
+        {row["step"]: row["loss"] for row in outcome.metrics if math.isfinite(row["loss"])}
+        for outcome in group
+    ]
     steps = sorted(set.intersection(*map(set, losses)))
     return np.array(steps), np.array([np.mean([of[step] for of in losses]) for step in steps])
 
 
 def _mean_usage(group: list[Outcome]) -> xarray.Dataset:
     """Norms, the mean over seeds; all seeds read the same windows."""
-    usages = xarray.concat([o.usage for o in group], "seed", coords="minimal", compat="override")
-    usage = usages.mean("seed", keep_attrs=True).assign_attrs(group[0].usage.attrs)
-    if len(group) == 1:
+    return _mean_over_seeds([outcome.usage for outcome in group])
+
+
+def _mean_usage_by_step(group: list[Outcome]) -> xarray.Dataset | None:
+    """The same while it trained, at the steps that all seeds have; None where there are none."""
+    usages = [o.usage_by_step for o in group if o.usage_by_step is not None]
+    if len(usages) < len(group):
+        return None
+    usage = _mean_over_seeds(list(xarray.align(*usages, join="inner")))
+    return usage if usage.sizes["step"] > 1 else None
+
+
+def _mean_over_seeds(usages: list[xarray.Dataset]) -> xarray.Dataset:
+    stacked = xarray.concat(usages, "seed", coords="minimal", compat="override")
+    usage = stacked.mean("seed", keep_attrs=True).assign_attrs(usages[0].attrs)
+    if len(usages) == 1:
         return usage
-    return usage.assign_attrs(text=f"{usage.attrs['text']}, mean of {len(group)} seeds")
+    return usage.assign_attrs(text=f"{usage.attrs['text']}, mean of {len(usages)} seeds")

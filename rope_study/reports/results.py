@@ -1,9 +1,7 @@
 """The numbers of a study: every encoding's loss and its difference from the first, over seeds."""
 
 import dataclasses
-import importlib.metadata
 import math
-import platform
 
 import jax
 import numpy as np
@@ -13,8 +11,7 @@ from rope_study.data import Corpus
 from rope_study.decoder import parameter_count
 from rope_study.training.evaluate import Evaluation, mean_and_interval
 from rope_study.training.settings import Run, Study
-
-LIBRARIES = ("rope_study", "jax", "jaxlib", "flax", "optax", "numpy")
+from rope_study.training.starts import source_revision, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +23,14 @@ class Outcome:
       evaluation: held-out losses.
       usage: of probes.frequency_usage, on held-out windows.
       metrics: the rows of metrics.jsonl.
+      usage_by_step: of training with probe_every, else None.
     """
 
     run: Run
     evaluation: Evaluation
     usage: xarray.Dataset
     metrics: list[dict[str, float]]
+    usage_by_step: xarray.Dataset | None = None
 
 
 def by_encoding(outcomes: list[Outcome]) -> dict[str, list[Outcome]]:
@@ -60,6 +59,7 @@ def summarise(outcomes: list[Outcome], study: Study, corpus: Corpus) -> dict:
         "tokenizer": corpus.tokenizer.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **{f"version of {name}": version for name, version in versions().items()},
+        "source revision": source_revision(),
     }
     return {"encodings": rows, "facts": facts, "config": study.config}
 
@@ -75,8 +75,11 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
         "losses": {str(outcome.run.seed): outcome.evaluation.loss for outcome in group},
     }
     if all(outcome.metrics for outcome in group):  # else they were lost, and nothing hangs on them
-        row["train_loss"] = float(np.mean([outcome.metrics[-1]["loss"] for outcome in group]))
+        row["train_loss"] = float(np.mean([_last_loss(outcome.metrics) for outcome in group]))
         row["tokens_per_second"] = float(np.median(speeds))
+    skipped = [o.metrics[-1].get("skipped_updates", 0) for o in group if o.metrics]
+    if any(skipped):
+        row["skipped_updates"] = int(sum(skipped))
     if group is first:
         return row
     pairs = [a.evaluation.difference(b.evaluation) for a, b in zip(group, first, strict=True)]
@@ -89,17 +92,9 @@ def _row(name: str, group: list[Outcome], first: list[Outcome]) -> dict:
     return row
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the libraries that the numbers depend on."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
-
-
-def _version(name: str) -> str:
-    """Of an installed distribution; this project also runs from a folder that was not installed."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+def _last_loss(metrics: list[dict[str, float]]) -> float:
+    """The last one that is finite: updates that are not may be left out."""
+    return next((r["loss"] for r in reversed(metrics) if math.isfinite(r["loss"])), math.nan)
 
 
 def spread(row: dict) -> float:

@@ -23,6 +23,7 @@ COLUMNS = (
     ("difference", "difference in loss ±", "+.4f"),
     ("train_loss", "training loss [nats/token]", ".4f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
+    ("skipped_updates", "updates left out", ","),
 )
 
 

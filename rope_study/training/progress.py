@@ -1,7 +1,6 @@
 """What is seen of a run while it trains: the progress bar, and the log of metrics with speeds."""
 
 import contextlib
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -9,10 +8,10 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from rope_study.decoder.flops import train_flops
-from rope_study.errors import UserError
 from rope_study.sharding import Layout, is_main_process
 from rope_study.sharding.chips import chip
 from rope_study.training.metrics import MetricsLog
+from rope_study.training.nonfinite import Watch
 from rope_study.training.settings import Run
 
 
@@ -35,7 +34,7 @@ class Progress:
             disable=not main,
             mininterval=0.2 if sys.stderr.isatty() else 20,  # a log file wants few lines
         )
-        self._settings, self._pending = run.train, None
+        self._settings, self._pending, self._watch = run.train, None, Watch(run.train)
         self._tokens_a_step = run.data.batch_size * run.data.length
         self._seconds_at_peak = _seconds_at_peak(run, layout)
         self._since, self._at = first, time.monotonic()
@@ -66,8 +65,13 @@ class Progress:
         self._pending = step, metrics, self._waited
 
     def save(self) -> None:
-        """Writes all metrics to where the checkpoint that follows will lie."""
+        """Writes all metrics to where the checkpoint that follows will lie.
+
+        Raises:
+          NotFinite: see Watch.
+        """
         self.flush()
+        self._watch.read()
         if self._log:
             self._log.save()
 
@@ -77,16 +81,12 @@ class Progress:
             return
         (step, metrics, waited), self._pending = self._pending, None
         self._bar.update()
+        self._watch.add(step, metrics)
         last = step + 1 == self._settings.steps
         if step % self._settings.log_every and not last:
             return
+        self._watch.read()
         scalars = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss became {scalars['loss']} at step {step}",
-                "learning_rate",
-                "lower learning_rate or lengthen warmup",
-            )
         speeds = self._speeds(step + 1, waited)
         if self._log:
             self._log.write(step, scalars | speeds)

@@ -20,6 +20,7 @@ def config() -> settings.Config:
     config.train.learning_rate = 3e-3
     config.train.checkpoint_every = 50
     config.train.log_every = 1
+    config.train.probe_every = 25
     config.evaluate.windows = 256
     config.probe.windows = 32
     return config

@@ -8,7 +8,8 @@ backend, in how many parts a batch runs, and what is logged or saved when change
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from rope_study.errors import UserError
 from rope_study.files import check_writable, read_json, write_atomically
 from rope_study.rotary import Rotary
 from rope_study.training import owner
-from rope_study.training.settings import NONE, Run
+from rope_study.training.settings import NONE, Run, TrainSettings
 
 RUN_FILE = "run.json"
 
 # What may change between the start of a run and its continuation.
 FREE = ("decoder.attention", "decoder.scan", "decoder.remat", "decoder.source")
 FREE += ("decoder.trained_length",)  # data.length says it
-FREE += ("train.checkpoint_every", "train.log_every", "train.profile_steps")
+FREE += ("train.checkpoint_every", "train.keep_last", "train.keep_every")
+FREE += ("train.log_every", "train.profile_steps", "train.probe_every")
+FREE += ("train.skip_nonfinite", "train.skip_limit")  # without, there is no other result but none
 FREE += ("train.accumulate",)  # other roundings, as other devices have
 ROTATION = "rotation"  # what each encoding of the pattern does to fixed queries
 POSITIONS = (0, 1, 2, 7, 100, 1001)
@@ -56,7 +59,7 @@ def owned(run: Run, corpus: Corpus, size: int = 0) -> Iterator[None]:
     Args:
       run: what will be trained.
       corpus: its text.
-      size: bytes that will be written at the least.
+      size: bytes of a checkpoint.
 
     Raises:
       UserError: it holds another run that has saved something (the settings that differ are named)
@@ -64,7 +67,7 @@ def owned(run: Run, corpus: Corpus, size: int = 0) -> Iterator[None]:
     """
     now, locks = identity(run, corpus), contextlib.ExitStack()
     with locks:
-        sharding.on_main(lambda: _claim(run.folder, now, size, locks))
+        sharding.on_main(lambda: _claim(run, now, size, locks))
         if not sharding.all_agree((run.folder / RUN_FILE).exists()):
             raise UserError(
                 f"not every process of this run sees {run.folder}: give a folder on a disk that all"
@@ -74,15 +77,31 @@ def owned(run: Run, corpus: Corpus, size: int = 0) -> Iterator[None]:
         yield
 
 
-def _claim(folder: Path, now: dict[str, Any], size: int, locks: contextlib.ExitStack) -> None:
+def _claim(run: Run, now: dict[str, Any], size: int, locks: contextlib.ExitStack) -> None:
+    folder = run.folder
     differing = _differing(folder, now)
     for path in (folder, folder / CHECKPOINTS):
-        check_writable(path, "workdir", size)
+        check_writable(path, "workdir", size * _checkpoints_to_come(run.train, saved_steps(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     locks.enter_context(owner.held(folder))
     if differing or not (folder / RUN_FILE).exists():
         write_atomically(folder / RUN_FILE, json.dumps(now, indent=1) + "\n")
     (folder / CHECKPOINTS).mkdir(exist_ok=True)
+
+
+def _checkpoints_to_come(train: TrainSettings, saved: Sequence[int]) -> int:
+    """By how many there will be more at a time: one is written before another is removed."""
+    if train.steps in saved:
+        return 0
+    at_a_time = train.keep_last + 1
+    if train.keep_every:
+        at_a_time += train.steps // train.keep_every
+    return max(1, min(at_a_time, math.ceil(train.steps / train.checkpoint_every)) - len(saved))
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of which a run's folder has a checkpoint, intact or not."""
+    return sorted(int(at.name) for at in (folder / CHECKPOINTS).glob("*") if at.name.isdigit())
 
 
 def _differing(folder: Path, now: dict[str, Any]) -> list[str]:
@@ -100,7 +119,7 @@ def _differing(folder: Path, now: dict[str, Any]) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if not _same(name, before.get(name), now.get(name))
     ]
-    if differing and any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*")):
+    if differing and saved_steps(folder):
         raise UserError(
             f"{folder} holds a different run ({'; '.join(differing)}); nothing was changed:"
             " choose a new workdir",

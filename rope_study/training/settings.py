@@ -49,12 +49,19 @@ class TrainSettings:
     accumulate: int = 1
     profile_steps: range = range(0)  # or as text, "10:13"
     init_from: str = NONE
+    keep_last: int = 2
+    keep_every: int = 0
+    skip_nonfinite: bool = False
+    skip_limit: int = 10
+    probe_every: int = 0
 
     def __post_init__(self):
         check_fields(self)
-        least = {"steps": 1, "warmup": 0, "checkpoint_every": 1, "log_every": 1, "accumulate": 1}
-        for name, lowest in least.items():
-            check_at_least(name, getattr(self, name), lowest)
+        positive = "steps checkpoint_every log_every accumulate keep_last skip_limit"
+        for name in positive.split():
+            check_at_least(name, getattr(self, name), 1)
+        for name in ("warmup", "keep_every", "probe_every", "weight_decay"):
+            check_at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if not value > 0:
@@ -63,7 +70,12 @@ class TrainSettings:
             value = getattr(self, name)
             if not 0 <= value < below:
                 raise UserError(f"{name}={value} must lie from 0 to below {below}", name)
-        check_at_least("weight_decay", self.weight_decay, 0)
+        if self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"keep_every={self.keep_every} is no multiple of checkpoint_every="
+                f"{self.checkpoint_every}: what is not saved cannot be kept",
+                "keep_every",
+            )
         object.__setattr__(self, "profile_steps", _step_range(self.profile_steps, self.steps))
 
 
@@ -73,7 +85,7 @@ class Run:
 
     Attributes:
       name: of the variant, canonical.
-      folder: gets run.json, model.json, checkpoints/, metrics.jsonl and tensorboard/.
+      folder: gets what docs/studies.md lists: settings, checkpoints, metrics, readings.
     """
 
     name: str
@@ -159,7 +171,12 @@ def default() -> Config:
     train.b2 = 0.95
     train.clip = 1.0  # largest global gradient norm
     train.checkpoint_every = 200  # steps
+    train.keep_last = 2  # checkpoints, the newest
+    train.keep_every = 0  # steps, of which the checkpoint is kept for ever; 0: none
     train.log_every = 10  # steps
+    train.probe_every = 0  # steps between looks at the use of rotary pairs; 0: none
+    train.skip_nonfinite = False  # leave out updates that are NaN or Inf; else they stop the run
+    train.skip_limit = 10  # such updates in a row, after which the run stops all the same
     train.init_from = NONE  # a checkpoint whose decoder and weights a run begins with
     train.accumulate = 1  # parts of a batch that run one after the other, where memory is short
     train.profile_steps = NONE  # steps to trace into profile/ of the run: "10:13" is 10, 11, 12

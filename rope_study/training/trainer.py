@@ -6,7 +6,7 @@ its last checkpoint to the same loss, bit for bit on the same machine and mesh.
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -21,13 +21,16 @@ from rope_study.decoder import Decoder, fit_layout
 from rope_study.errors import UserError
 from rope_study.files import check_writable
 from rope_study.sharding import Layout, check_same, compiler, is_main_process, preemption
-from rope_study.training import run_folder
+from rope_study.training import diagnosis, nonfinite, run_folder
 from rope_study.training.gradients import Batch, check_batch, loss_and_gradients
 from rope_study.training.initial import continued
+from rope_study.training.nonfinite import NotFinite
 from rope_study.training.optimizer import make_optimizer
 from rope_study.training.profiling import StepTrace
 from rope_study.training.progress import Progress
 from rope_study.training.settings import NONE, Run, TrainSettings
+from rope_study.training.starts import record_start
+from rope_study.training.usage_log import UsageLog
 
 
 class TrainState(struct.PyTreeNode):
@@ -45,7 +48,7 @@ class Trainer:
         """`decoder` with a layout."""
         assert decoder.layout is not None
         self.decoder, self.layout, self._seed = decoder, decoder.layout, seed
-        self._init_from = settings.init_from
+        self._init_from, self._skips = settings.init_from, settings.skip_nonfinite
         self._accumulate = settings.accumulate
         self.optimizer, self.schedule = make_optimizer(settings, decoder.config)
         boxed = jax.eval_shape(self._init, jax.random.key(0))
@@ -84,9 +87,12 @@ class Trainer:
         metrics = {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
-            "learning_rate": self.schedule(state.step),
+            "learning_rate": self.schedule(
+                nonfinite.updates_made(state.opt_state) if self._skips else state.step
+            ),
         }
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        done = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+        return nonfinite.leave_out(state, done, metrics) if self._skips else (done, metrics)
 
     def save(self, manager: runs.Manager, step: int, state: TrainState) -> None:
         """Starts to write a checkpoint."""
@@ -118,6 +124,11 @@ class Trainer:
         done = jax.device_put(jnp.asarray(step, jnp.int32), self.shardings.step)
         return TrainState(done, restored[runs.PARAMS], restored[runs.OPTIMIZER])
 
+    def diagnose(self, params: dict, batch: Batch) -> str:
+        """What is not finite first in a step on this batch, in words."""
+        shardings = self.shardings.params
+        return diagnosis.first_not_finite(self.decoder, params, batch, self._accumulate, shardings)
+
     def lower(self, rows: int, length: int) -> jax.stages.Lowered:
         """The step's program for `rows` windows of length + 1 tokens, before it is compiled."""
         sharding = self.layout.sharding("batch", None)
@@ -146,8 +157,8 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
     """Trains to the last step, or goes on from the newest intact checkpoint in the run's folder.
 
     Args:
-      run: what to train; its folder is claimed, and gets run.json, model.json, checkpoints/,
-        metrics.jsonl and tensorboard/.
+      run: what to train; its folder is claimed, and gets run.json, model.json, starts.json,
+        checkpoints/, metrics.jsonl, tensorboard/ and, where asked for, usage_by_step.nc.
       corpus: of run.data.
       layout: the devices.
 
@@ -183,32 +194,80 @@ def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
             return windows
         return windows, place(lambda *of: batches.weights(step, *of), (rows, length))
 
-    with runs.Manager(run.folder) as manager, _noting(run, manager):
-        state = trainer.restore(manager)
-        first = int(state.step)
-        with (
-            Progress(run, trainer.layout, first) as progress,
-            StepTrace(run, first) as trace,
-            preemption.awaited(),
-        ):
-            for step in range(first, run.train.steps):
-                if preemption.asked():
-                    progress.save()
-                    if step > first and step % run.train.checkpoint_every:
-                        trainer.save(manager, step, state)
-                    raise preemption.Preempted
-                with trace.step(step):
-                    with progress.waiting():
-                        batch = batch_of(step)
-                    state, metrics = trainer.step(state, batch)
-                trace.after(step, metrics)
-                # Reads the step before this one, so that the device never waits for the host.
-                progress.update(step, metrics)
-                done = step + 1
-                if done % run.train.checkpoint_every == 0 or done == run.train.steps:
-                    progress.save()
-                    trainer.save(manager, done, state)
+    keep = run.train.keep_last, run.train.keep_every
+    with runs.Manager(run.folder, *keep) as manager, _noting(run, manager):
+        try:
+            return _steps(run, corpus, trainer, manager, batch_of)
+        except NotFinite as stop:
+            # Its frames hold a state, and there may be room for one only.
+            raise _explained(stop.with_traceback(None), trainer, manager, batch_of) from None
+
+
+def _steps(
+    run: Run,
+    corpus: Corpus,
+    trainer: Trainer,
+    manager: runs.Manager,
+    batch_of: Callable[[int], Batch],
+) -> dict:
+    """The loop; NotFinite where the run has to stop as nonfinite.Watch says."""
+    state = trainer.restore(manager)
+    first = int(state.step)
+    record_start(run, trainer.layout, first)
+    with (
+        Progress(run, trainer.layout, first) as progress,
+        UsageLog(run, corpus, trainer.decoder, first) as usage,
+        StepTrace(run, first) as trace,
+        preemption.awaited(),
+    ):
+
+        def save(step: int, state: TrainState) -> None:
+            progress.save()
+            usage.save()
+            trainer.save(manager, step, state)
+
+        for step in range(first, run.train.steps):
+            if preemption.asked():
+                if step > first and step % run.train.checkpoint_every:
+                    save(step, state)
+                raise preemption.Preempted
+            usage.read(step, state.params)
+            with trace.step(step):
+                with progress.waiting():
+                    batch = batch_of(step)
+                state, metrics = trainer.step(state, batch)
+            trace.after(step, metrics)
+            # Reads the step before this one, so that the device never waits for the host.
+            progress.update(step, metrics)
+            done = step + 1
+            if done % run.train.checkpoint_every == 0 or done == run.train.steps:
+                save(done, state)
+        usage.read(run.train.steps, state.params)
     return state.params
+
+
+def _explained(
+    stop: NotFinite, trainer: Trainer, manager: runs.Manager, batch_of: Callable[[int], Batch]
+) -> UserError:
+    """Where it began: the steps since the newest checkpoint run again, as each gives up its state.
+
+    Where nothing was saved that is from the beginning.
+    """
+    manager.finish()
+    state = trainer.restore(manager)
+    saved = int(state.step)
+    if is_main_process():
+        print(f"{stop}: from step {saved} again, to see where it began", file=sys.stderr)
+    for step in range(saved, stop.step):
+        state, _ = trainer.step(state, batch_of(step))
+    where = trainer.diagnose(state.params, batch_of(stop.step))
+    good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint was saved"
+    otherwise = "" if stop.left_out else " (skip_nonfinite=True leaves such updates out)"
+    return UserError(
+        f"{stop}: {where}; {good}{otherwise}",
+        "learning_rate",
+        "lower learning_rate or lengthen warmup",
+    )
 
 
 @contextlib.contextmanager
