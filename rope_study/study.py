@@ -5,7 +5,6 @@ seed, evaluates each on held-out documents, probes how it uses its frequencies, 
 figures and one report. Runs that are finished are not trained again.
 """
 
-import numpy as np
 import xarray
 
 from rope_study import command, probes, sharding
@@ -55,10 +54,8 @@ def _probe_held_out(
     decoder: Decoder, params: dict, corpus: Corpus, windows: int, at_a_time: int
 ) -> xarray.Dataset:
     """Frequency usage on held-out windows."""
-    batches = [
-        (rows[:, :-1], np.repeat(weights[:, None], rows.shape[1] - 1, axis=1))
-        for rows, weights in corpus.held_out_batches(windows, at_a_time)
-    ]
+    held_out = corpus.held_out_batches(windows, at_a_time)
+    batches = [(tokens[:, :-1], weights[:, :-1]) for tokens, weights in held_out]
     read = int(sum(weights[:, 0].sum() for _, weights in batches))  # there may be fewer
     text = f"{read} held-out windows of {corpus.name}"
     datasets = probes.run(decoder, params, batches, [probes.frequency_usage], text=text)

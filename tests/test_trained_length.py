@@ -85,7 +85,7 @@ PASSING = {
         attention=False,
         copies=0,
     ),
-    "evaluate": lambda d, p, n: losses_of(d, p, [(batch(n + 1)[0], np.ones(1))]),
+    "evaluate": lambda d, p, n: losses_of(d, p, [batch(n + 1)]),
     "generate": lambda d, p, n: sampling.generate_tokens(d, p, batch(n - 4)[0], tokens=4),
 }
 

@@ -92,13 +92,13 @@ class Corpus:
     def held_out_batches(
         self, max_windows: int, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
+        """(windows, weights) [B, T + 1], all of weight 1; 0 windows: all; B is as in training."""
         return self._held_out(max_windows, batch_size, None)
 
     def evaluation_batches(
         self, max_windows: int, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same with weights f32[B, T] where some targets do not count in the loss."""
+        """The same with weight 0 where a token does not count in the loss."""
         return self._held_out(max_windows, batch_size, self.weigh_held_out)
 
     def _held_out(

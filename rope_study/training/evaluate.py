@@ -1,13 +1,13 @@
 """Held-out loss: every token's negative log likelihood, and how sure a difference of means is."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 import scipy.special
 
-from rope_study.decoder import Decoder, check_length, check_tokens, layout_of
+from rope_study.decoder import Decoder, check_length, check_params, each_batch, layout_of
 from rope_study.errors import UserError
 
 
@@ -58,38 +58,59 @@ def evaluate(
     Args:
       decoder: the devices of its layout share each batch.
       params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B], or f32[B, T] of targets); windows of
-        weight 0 are left out, and rows and length are filled up to divide over the devices.
+      batches: (tokens int32[B, T + 1], weights f32[B, T + 1]) of one length, as `held_out_batches`
+        gives them: how much each token counts; the first of a row is read and not predicted. Rows
+        where none counts are left out, and rows and length are filled up to divide over the
+        devices.
 
     Raises:
-      UserError: no windows, an id that the model does not have, or no BOS where it needs it.
+      UserError: parameters of another decoder, no tokens to predict, batches of several lengths, or
+        texts that decoder.inputs refuses: ids that the model does not have, padding on the left, no
+        BOS where it needs it.
     """
-    layout = layout_of(decoder)
+    check_params(decoder.config, params)
+    losses_of = _reader(decoder, params)
+    batch_losses, batch_weights = [], []
+    for tokens, weights in each_batch(decoder.config, batches):
+        counted = weights[:, 1:].any(axis=1)
+        if counted.any():
+            _check_alike(tokens, batch_losses)
+            batch_losses.append(losses_of(tokens)[counted])
+            batch_weights.append(weights[counted, 1:])
+    if not batch_losses:
+        raise UserError("nothing to evaluate: no token after a first has a weight", "batches")
+    weights = np.concatenate(batch_weights)
+    return Evaluation(np.concatenate(batch_losses), None if (weights == 1).all() else weights)
 
-    def token_losses(params: dict, windows: jax.Array) -> jax.Array:
-        return decoder.apply(  # type: ignore[return-value]
-            {"params": params}, windows[:, :-1], windows[:, 1:], method="token_losses"
+
+def _check_alike(tokens: np.ndarray, before: list[np.ndarray]) -> None:
+    """Refuses tokens [B, T + 1] of another length than losses [B, T] of the batches before."""
+    if before and tokens.shape[1] - 1 != before[0].shape[1]:
+        raise UserError(
+            f"a batch has rows of {tokens.shape[1]} tokens, and the first of"
+            f" {before[0].shape[1] + 1}: give batches of one length",
+            "batches",
         )
 
-    # Every host gets all losses.
+
+def _reader(decoder: Decoder, params: dict) -> Callable[[np.ndarray], np.ndarray]:
+    """tokens int32[B, T + 1] -> the losses of all but the first, f32[B, T], on every host."""
+    layout = layout_of(decoder)
+
+    def token_losses(params: dict, tokens: jax.Array) -> jax.Array:
+        return decoder.apply(  # type: ignore[return-value]
+            {"params": params}, tokens[:, :-1], tokens[:, 1:], method="token_losses"
+        )
+
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
 
-    def losses(windows: np.ndarray) -> np.ndarray:
-        check_tokens(decoder.config, windows)
-        check_length(decoder.config, windows.shape[1] - 1)
-        rows, length = windows.shape
-        filled = layout.place(layout.fill_tokens(windows, targets=1))
+    def losses(tokens: np.ndarray) -> np.ndarray:
+        check_length(decoder.config, tokens.shape[1] - 1)
+        rows, length = tokens.shape
+        filled = layout.place(layout.fill_tokens(tokens, targets=1))
         return np.asarray(run(params, filled))[:rows, : length - 1]
 
-    batch_losses, batch_weights = [], []
-    for windows, weights in batches:
-        counting = weights.reshape(len(weights), -1).any(axis=1)
-        batch_losses.append(losses(windows)[counting])
-        batch_weights.append(weights[counting])
-    if not sum(map(len, batch_losses)):
-        raise UserError("nothing to evaluate: no windows were given, or all have weight 0")
-    weights = np.concatenate(batch_weights)
-    return Evaluation(np.concatenate(batch_losses), weights if weights.ndim > 1 else None)
+    return losses
 
 
 # --- how sure ---------------------------------------------------------------------------------
