@@ -186,7 +186,9 @@ def one_text():
         lambda decoder, params, text: decoder.apply(
             {"params": params}, text[:, :-1], text[:, 1:], method="loss"
         ),
-        lambda decoder, params, text: evaluate(decoder, params, [(text, np.ones(text.shape))]).losses,
+        lambda decoder, params, text: (
+            evaluate(decoder, params, [(text, np.ones(text.shape))]).losses
+        ),
         lambda decoder, params, text: (
             interventions.measure(
                 decoder,

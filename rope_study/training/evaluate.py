@@ -68,8 +68,7 @@ def evaluate(
         texts that decoder.inputs refuses: ids that the model does not have, padding on the left, no
         BOS where it needs it.
     """
-    check_params(decoder.config, params)
-    losses_of = _reader(decoder, params)
+    losses_of = loss_reader(decoder, params)
     batch_losses, batch_weights = [], []
     for tokens, weights in each_batch(decoder.config, batches):
         counted = weights[:, 1:].any(axis=1)
@@ -93,8 +92,12 @@ def _check_alike(tokens: np.ndarray, before: list[np.ndarray]) -> None:
         )
 
 
-def _reader(decoder: Decoder, params: dict) -> Callable[[np.ndarray], np.ndarray]:
-    """tokens int32[B, T + 1] -> the losses of all but the first, f32[B, T], on every host."""
+def loss_reader(decoder: Decoder, params: dict) -> Callable[[np.ndarray], np.ndarray]:
+    """tokens int32[B, T + 1] -> the losses of all but the first, f32[B, T], on every host.
+
+    Parameters are looked at here, tokens not: see `decoder.check_tokens`.
+    """
+    check_params(decoder.config, params)
     layout = layout_of(decoder)
 
     def token_losses(params: dict, tokens: jax.Array) -> jax.Array:
@@ -126,12 +129,31 @@ def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
       sums: [texts], over a text's tokens.
       counts: [texts], its tokens.
     """
-    mean = sums.sum() / counts.sum()
-    texts = np.count_nonzero(counts)
-    if texts < 2:
-        return float(mean), float("nan")
-    square = np.square(sums - mean * counts).sum() * texts / (texts - 1)
-    return float(mean), float(np.sqrt(square) / counts.sum())
+    mean, error, _ = means_and_errors(sums, counts)
+    return float(mean), float(error)
+
+
+def means_and_errors(
+    sums: np.ndarray, counts: np.ndarray, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`mean_and_error` of many at once, and half the width of the confidence interval.
+
+    That is Student's t with a degree of freedom less than texts that have tokens.
+
+    Args:
+      sums, counts: [..., texts].
+      confidence: of the interval.
+
+    Returns:
+      [...] each; NaN where no text has tokens, errors also where only one has.
+    """
+    total, texts = counts.sum(axis=-1), np.count_nonzero(counts, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = sums.sum(axis=-1) / total
+        square = np.square(sums - mean[..., None] * counts).sum(axis=-1) * texts / (texts - 1)
+        error = np.where(texts < 2, np.nan, np.sqrt(square) / total)
+    freedom = np.maximum(texts - 1, 1)
+    return mean, error, error * scipy.special.stdtrit(freedom, (1 + confidence) / 2)
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
