@@ -12,9 +12,8 @@ from public_calls import CONFIG, write_run
 from random_parameters import random_parameters
 
 from rope_study import data, evaluate, rotary
+from rope_study.data.batches import JOINED, MASKED
 from rope_study.data.document_windows import (
-    JOINED,
-    MASKED,
     cut,
     load_documents,
     take,
@@ -177,7 +176,7 @@ def test_what_cannot_be_evaluated(changed, message):
 def test_the_table_marks_what_is_beyond_the_trained_length(losses):
     shown = table(losses)
     assert re.search(r"\| rope +\| 12 +\| \d\.\d{4} ± \d\.\d{4} \| [\d.]+ +\| - ", shown)
-    assert re.search(r"\| nope +\| 40 \* +\|.*\| [+-]\d\.\d{4} ± \d\.\d{4} \|", shown)
+    assert re.search(r"\| nope +\| 40 \* +\|.*\| [+-]\d\.\d{4} ± \d\.\d{4} +\|", shown)
     assert re.search(r"\| 12 to 16 +\|", shown) and re.search(r"\| 17 to 23 \* +\|", shown)
     assert "beyond the 16 tokens" in shown and "beyond" not in table(
         losses.drop_attrs().assign_attrs(

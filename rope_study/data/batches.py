@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 from rope_study.checks import checked
 from rope_study.data.tokenizers.base import Tokenizer
-from rope_study.errors import UserError
+from rope_study.errors import UserError, nearest
+
+# What tokens read of other documents in their window: all before them, or nothing.
+JOINED, MASKED = "joined", "masked"
 
 
 @checked
@@ -209,3 +212,11 @@ def check_integer(argument: str, value: int, lowest: int = 1) -> None:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or not lowest <= value < 2**32:
         raise UserError(f"{argument}={value!r} must be an integer, {lowest}..2^32-1", argument)
+
+
+def check_documents(documents: str) -> None:
+    """UserError for a word that is neither JOINED nor MASKED."""
+    if documents not in (JOINED, MASKED):
+        near = nearest(str(documents), [JOINED, MASKED])
+        problem = f"documents={documents!r} is neither {JOINED!r} nor {MASKED!r}.{near}"
+        raise UserError(problem, "documents")

@@ -39,9 +39,10 @@ class DataSettings:
       held_out: the fraction of documents kept for evaluation, in (0, 1).
       length: tokens to predict in a row.
       batch_size: rows in a batch, over all devices.
+      documents: "joined", rows are read as one text, or "masked", nothing reads another document.
 
     Raises:
-      UserError: a number is out of range.
+      UserError: a number is out of range, or another word.
     """
 
     path: str
@@ -49,6 +50,7 @@ class DataSettings:
     held_out: float
     length: int
     batch_size: int
+    documents: str = batches.JOINED
 
     def __post_init__(self):
         check_fields(self)
@@ -56,6 +58,7 @@ class DataSettings:
         # With one token a row there is nothing to attend to but BOS.
         batches.check_integer("length", self.length, lowest=2)
         batches.check_integer("batch_size", self.batch_size)
+        batches.check_documents(self.documents)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from rope_study.checks import checked
-from rope_study.data.batches import check_integer, tokenize_each
+from rope_study.data.batches import JOINED, check_documents, check_integer, tokenize_each
 from rope_study.data.documents import pieces, read_documents
 from rope_study.data.store import Side, holds_store, open_store
 from rope_study.data.tokenizers.base import Tokenizer
-from rope_study.errors import UserError, nearest
+from rope_study.errors import UserError
 
-# How windows lie over documents: across them, or each within one, which alone is read.
-JOINED, MASKED = "joined", "masked"
 SHORTEST = 64  # tokens; shorter windows are filled up to as many
 
 
@@ -138,21 +136,13 @@ def cut(documents: Documents, length: int, across: str) -> Cut:
       UserError: a length below 1, or another word.
     """
     check_integer("lengths", length)
-    check_across(across)
+    check_documents(across)
     starts, stops = documents.starts + 1, documents.stops
     if across == JOINED:
         starts, stops = starts[:1], stops[-1:]
     windows = -(-(stops - starts) // length)
     first = np.repeat(starts, windows) + _within(windows) * length
     return Cut(first, np.minimum(length, np.repeat(stops, windows) - first))
-
-
-def check_across(across: str) -> None:
-    """UserError for a word that is neither."""
-    if across not in (JOINED, MASKED):
-        near = nearest(str(across), [JOINED, MASKED])
-        problem = f"documents={across!r} is neither {JOINED!r} nor {MASKED!r}.{near}"
-        raise UserError(problem, "documents")
 
 
 def _within(counts: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ E encodings, L lengths, D documents, G groups of positions. A token's position i
 its window were read before it: from 1, as BOS is read first.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,8 @@ import xarray
 from tqdm import tqdm
 
 from rope_study.checks import checked
-from rope_study.data.batches import check_integer
+from rope_study.data.batches import JOINED, MASKED, check_integer
 from rope_study.data.document_windows import (
-    MASKED,
     Cut,
     Documents,
     WindowBatch,
@@ -66,6 +66,9 @@ def evaluate_documents(
       UserError: nothing to compare, a length or word that is none, two lengths that are one,
         parameters of another decoder, or ids that it does not have.
     """
+    for name, model in models.items():
+        if not isinstance(model, tuple) or [*map(type, model)][:1] != [Decoder]:
+            raise UserError(f"models[{name!r}] must be (decoder, params)", "models")
     if not models or not lengths or len(set(lengths)) < len(lengths):
         raise UserError(
             f"lengths={list(lengths)} of {len(models)} encoding(s): give one or more of each, and"
@@ -76,6 +79,8 @@ def evaluate_documents(
     config = next(iter(models.values()))[0].config
     groups = position_groups(config.trained_length or max(lengths), max(lengths))
     windows = {length: cut(documents, length, across) for length in lengths}
+    if across == JOINED:
+        models = {name: (_joining(decoder), params) for name, (decoder, params) in models.items()}
     readers = [loss_reader(*model) for model in models.values()]
     tokens, loss_sums = batch_size * max(lengths), []
     bar = tqdm(total=len(models) * len(lengths), desc="evaluate", disable=not progress)
@@ -98,6 +103,12 @@ def evaluate_documents(
     return xarray.Dataset(_variables(sums, np.array(counts)), coordinates).assign_attrs(
         _attributes(config, documents, across, max(lengths))
     )
+
+
+def _joining(decoder: Decoder) -> Decoder:
+    """The decoder, reading all of a window as one text, however it was trained."""
+    config = dataclasses.replace(decoder.config, document_start=None, document_end=None)
+    return Decoder(config, decoder.layout)
 
 
 def position_groups(trained: int, longest: int) -> np.ndarray:
