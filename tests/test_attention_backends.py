@@ -256,9 +256,9 @@ def test_generation_reads_prompts_by_the_kernel(as_on_a_tpu, monkeypatch):
     """And the tokens that follow by the reference, which alone knows a cache."""
     lengths, attend = [], splash.attend
 
-    def kernel(q, *args):
+    def kernel(q, *args, **more):
         lengths.append(q.shape[1])
-        return attend(q, *args, interpret=True)
+        return attend(q, *args, **more, interpret=True)
 
     monkeypatch.setattr(splash, "attend", kernel)
     decoder = Decoder(dataclasses.replace(presets.tiny(), layers=1), sharding.one_device())

@@ -12,7 +12,7 @@ from test_attention_backends import HOPPER, TPU, on
 from tiny_config import get_config
 
 from rope_study import sharding
-from rope_study.decoder import Decoder, attention, fit_layout, presets, variants
+from rope_study.decoder import Decoder, Probe, attention, fit_layout, presets, variants
 from rope_study.decoder.attention import backends, reference, splash
 from rope_study.decoder.attention_scores import SCORE_FUNCTIONS
 from rope_study.decoder.query_scaling import QUERY_SCALES
@@ -119,27 +119,16 @@ def test_where_devices_share_the_length(mesh, variant):
 
 
 def test_the_attention_that_probes_read_keeps_documents_apart():
-    seen = []
-    probe = attention_probe(seen)
-    config = dataclasses.replace(TINY, layers=1)
-    Decoder(config).apply(
-        {"params": random_parameters(config)}, tokens(config)[:, :-1], probes=[probe]
-    )
-    (weights,) = seen
-    same = np.kron(np.eye(3), np.ones((9, 9)))
-    assert not weights[..., same == 0].any()
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
-
-
-def attention_probe(seen):
-    from rope_study.decoder import Probe
-
     def measure(activations, weights):
-        total = activations["attention"](lambda a, queries: jnp.sum(a, axis=0))
-        seen.append(np.asarray(total) / 2)
-        return {}
+        return activations["attention"](lambda attention, queries: jnp.sum(attention, axis=0))
 
-    return Probe("seen", ("attention",), measure)
+    _, seen = Decoder(TINY).apply(
+        {"params": random_parameters(TINY)}, tokens(TINY)[:, :-1],
+        probes=[Probe("seen", ("attention",), measure)],
+    )  # fmt: skip
+    for weights in seen["seen"]:
+        assert not weights[:, np.kron(np.eye(3), np.ones((9, 9))) == 0].any()
+        np.testing.assert_allclose(weights.sum(-1), 2, rtol=1e-5)
 
 
 # --- which backend ----------------------------------------------------------------------------
@@ -158,7 +147,7 @@ def test_backends_without_masks_say_so():
 
 
 def test_chunks_are_refused():
-    with pytest.raises(UserError, match="chunk=8: .* documents='masked'") as caught:
+    with pytest.raises(UserError, match=r"chunk=8: .* documents='masked'") as caught:
         TINY.with_layers(chunk=8)
     assert caught.value.argument == "documents"
 
@@ -179,5 +168,5 @@ def test_what_was_chosen_is_part_of_the_run():
     assert masked.data.documents == "masked"
     assert run_folder.config_fields(masked.decoder)["document_start"] == BOS
     configs[1].data.documents = "mask"
-    with pytest.raises(UserError, match="neither 'joined' nor 'masked'. Did you mean 'masked'"):
+    with pytest.raises(UserError, match=r"neither 'joined' nor 'masked'\. Did you mean 'masked'"):
         settings.resolve(configs[1])
