@@ -8,8 +8,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from rope_study.files import explained, write_atomically
 from rope_study.files.paths import Writable
 
@@ -19,6 +17,8 @@ class MetricsLog:
 
     def __init__(self, folder: Path, first_step: int):
         """Opens the log to go on at `first_step`: lines a killed run wrote past it are dropped."""
+        from tensorboardX import SummaryWriter  # imports PyTorch where that is installed
+
         self._writable = Writable(folder)
         local = self._writable.local
         earlier = [row for row in read_metrics(folder) if row["step"] < first_step]

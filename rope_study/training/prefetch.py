@@ -1,7 +1,7 @@
 """Batches of a run: a thread reads and places those of the next steps while the devices compute."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from rope_study.data import Corpus
@@ -26,7 +26,7 @@ def batch_reader(run: Run, corpus: Corpus, layout: Layout) -> Callable[[int], Ba
     return batch_of
 
 
-def prefetched(batch_of: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
+def prefetched(batch_of: Callable[[int], Batch], steps: range) -> Generator[Batch]:
     """The batches of these steps in order; what reading one raises is raised where it is due.
 
     Close it, as contextlib.closing does, where not all are taken: the thread ends then.

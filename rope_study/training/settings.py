@@ -273,7 +273,8 @@ def _base_decoder(config: Config, vocab_size: int | None = None) -> DecoderConfi
     length = config.data.length
     tokenizer = None if vocab_size else load_tokenizer(config.data.tokenizer)
     if config.train.init_from == NONE:
-        decoder = decoder_config(config.model, vocab_size or tokenizer.vocab_size)
+        size = vocab_size if tokenizer is None else tokenizer.vocab_size
+        decoder = decoder_config(config.model, size or 0)
     else:
         decoder = _checkpoint_decoder(config, tokenizer or load_tokenizer(config.data.tokenizer))
         length = max(length, decoder.trained_length or 0)

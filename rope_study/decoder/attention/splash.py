@@ -63,8 +63,8 @@ def attend(
         if layout is not None:
             k, v = (_own_heads(a, q.shape[2], N, layout) for a in (k, v))
         of_rows = jax.vmap(run, in_axes=(None, 0, 0, 0, 0))
-        heads_first = (a.swapaxes(1, 2) for a in (q, k, v))
-        return of_rows(kernel, *heads_first, segments).swapaxes(1, 2)
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        return of_rows(kernel, q, k, v, segments).swapaxes(1, 2)
 
     fill = [(0, 0), (0, length - T), (0, 0), (0, 0)]
     segments = None
@@ -75,7 +75,7 @@ def attend(
     if layout is not None:
         queries = layout.spec(("batch", "length", "heads", None))
         keys = layout.spec(("batch", None, "kv_heads", None))
-        of_segments = segments and kernels.SegmentIds(
+        of_segments = segments and segments._replace(
             q=PartitionSpec(*queries[:2]), kv=PartitionSpec(*keys[:2])
         )
         of_blocks = NamedSharding(layout.mesh, PartitionSpec(None, queries[1]))
@@ -88,7 +88,8 @@ def attend(
         )
     # The kernel does not scale logits. Keys that fill the last block come after every query.
     q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
-    return of_device(kernel, *(jnp.pad(a, fill) for a in (q, k, v)), segments)[:, :T]
+    q, k, v = (jnp.pad(a, fill) for a in (q, k, v))
+    return of_device(kernel, q, k, v, segments)[:, :T]
 
 
 # --- devices ----------------------------------------------------------------------------------
