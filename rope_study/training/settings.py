@@ -5,6 +5,7 @@ after it sees a name to be parsed or a ConfigDict.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -270,15 +271,15 @@ def folder_name(name: str) -> str:
 
 def _base_decoder(config: Config, vocab_size: int | None = None) -> DecoderConfig:
     """The decoder before a variant changes it, which knows the length that it is trained on."""
-    length = config.data.length
-    tokenizer = None if vocab_size else load_tokenizer(config.data.tokenizer)
-    if config.train.init_from == NONE:
-        size = vocab_size if tokenizer is None else tokenizer.vocab_size
-        decoder = decoder_config(config.model, size or 0)
-    else:
-        decoder = _checkpoint_decoder(config, tokenizer or load_tokenizer(config.data.tokenizer))
+    length, load = config.data.length, functools.partial(load_tokenizer, config.data.tokenizer)
+    if config.train.init_from != NONE:
+        decoder = _checkpoint_decoder(config, tokenizer := load())
         length = max(length, decoder.trained_length or 0)
         decoder = _with_components(decoder, config.model)
+    elif vocab_size is None:
+        decoder = decoder_config(config.model, (tokenizer := load()).vocab_size)
+    else:
+        tokenizer, decoder = None, decoder_config(config.model, vocab_size)
     separators = _separators(config.data.documents, tokenizer)
     return dataclasses.replace(decoder, trained_length=length, **separators)
 
