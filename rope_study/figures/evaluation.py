@@ -48,13 +48,25 @@ def loss_by_position(evaluation: xr.Dataset) -> Figure:
         axes.set_ylabel(NATS)
         axes.grid(color="0.9")
         _mark_trained(axes, evaluation.attrs.get("trained_length"))
-    by_length.set_xticks(evaluation.length, [f"{length:,}" for length in evaluation.length.values])
+    lengths = _far_apart(evaluation.length.values)
+    by_length.set_xticks(lengths, [f"{length:,}" for length in lengths])
     by_length.minorticks_off()
     by_position.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
     _focus(by_position, longest["position_loss"].values)
     handles, labels = by_position.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=5, fontsize=8)
     return figure
+
+
+def _far_apart(lengths: np.ndarray) -> list[int]:
+    """Those whose labels have room on a logarithmic axis, the least first."""
+    rising = np.sort(lengths)
+    shown = [int(rising[0])]
+    room = (rising[-1] / rising[0]) ** (1 / 7)
+    for length in rising[1:].tolist():
+        if length >= room * shown[-1]:
+            shown.append(length)
+    return shown
 
 
 def _mark_trained(axes: Axes, length: int | None) -> None:
@@ -64,6 +76,7 @@ def _mark_trained(axes: Axes, length: int | None) -> None:
         axes.annotate(
             "trained", (length, 1), (2, -2), xycoords=("data", "axes fraction"), fontsize=8,
             textcoords="offset points", color="0.4", va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
 
 

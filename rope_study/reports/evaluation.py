@@ -57,10 +57,10 @@ def table(evaluation: xarray.Dataset) -> str:
         if group.position_tokens
     ]
     header = ("tokens read before", "tokens", *map(str, e.rotary.values))
-    parts = [about, markdown([HEADER, *rows]), "", markdown([header, *by_position])]
+    parts = [about, markdown([HEADER, *rows]), markdown([header, *by_position])]
     if trained is not None:
-        parts.append(f"\n\\* beyond the {trained:,} tokens that the model was trained on")
-    return "\n\n".join(filter(None, parts))
+        parts.append(f"\\* beyond the {trained:,} tokens that the model was trained on")
+    return "\n\n".join(parts)
 
 
 def _beyond(length: int, trained: int | None, first: int | None = None) -> str:
