@@ -132,11 +132,11 @@ def loops(arguments: argparse.Namespace) -> dict:
     start = time.perf_counter()
     for step in range(read, read + 20):
         jax.block_until_ready(reader(step))
-    found = {name: min(seconds) for name, seconds in turns.items()}
+    measured = {name: min(seconds) for name, seconds in turns.items()}
     return {
-        "seconds a step": found, "turns": turns,
+        "seconds a step": measured, "turns": turns,
         "seconds the host makes a batch": (time.perf_counter() - start) / 20,
-        "over fixed": {name: seconds / found["fixed"] for name, seconds in found.items()},
+        "over fixed": {name: seconds / measured["fixed"] for name, seconds in measured.items()},
     }  # fmt: skip
 
 
@@ -167,14 +167,14 @@ def main() -> None:
     ]
     import jax
 
-    found = {
+    measured = {
         "command": " ".join(["python benchmarks/data_loop.py", *sys.argv[1:]]),
         "device": jax.devices()[0].device_kind, "jax": jax.__version__,
         "gigabytes": sum(f.stat().st_size for f in arguments.store.iterdir()) / 1e9,
         "loop": loops(arguments),
         "first step, a process each": starts,
     }  # fmt: skip
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps(measured, indent=1) + "\n"
     print(text)
     if arguments.out:
         arguments.out.write_text(text)

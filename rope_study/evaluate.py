@@ -14,7 +14,7 @@ from absl import flags
 from rope_study import command, sharding
 from rope_study.data import Tokenizer
 from rope_study.data.batches import MASKED, check_documents, check_integer
-from rope_study.data.document_windows import load_documents
+from rope_study.data.document_windows import check_path, load_documents
 from rope_study.decoder import Decoder, fit_layout, layout_of, parameter_tree, variants
 from rope_study.errors import UserError
 from rope_study.files import check_new_folder
@@ -87,6 +87,7 @@ def check_flags(f: flags.FlagValues) -> tuple[Path | None, list[int]]:
     """The output folder and the lengths; UserError for flags that cannot be, before all else."""
     command.check_model_flags()
     check_documents(f.documents)
+    check_path(f.data)
     folder = None
     if f.out is not None:
         folder = to_path(sharding.on_main(lambda: str(check_new_folder(f.out, "out"))))

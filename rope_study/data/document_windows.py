@@ -11,7 +11,7 @@ import numpy as np
 
 from rope_study.checks import checked
 from rope_study.data.batches import JOINED, check_documents, check_integer, tokenize_each
-from rope_study.data.documents import pieces, read_documents
+from rope_study.data.documents import find_files, pieces, read_documents
 from rope_study.data.store import Side, holds_store, open_store
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
@@ -69,7 +69,7 @@ def load_documents(
         token that counts.
     """
     tokenizer.check_separator()
-    if path and path != "python" and holds_store(path):
+    if is_store(path):
         store = open_store(path)
         store.check_tokenizer(tokenizer)
         return take(store.held_out, tokenizer.bos, most, path)
@@ -81,6 +81,17 @@ def load_documents(
     side = Side(np.concatenate(tokens), starts, begun=int(tokenizer.bos is not None))
     documents = take(side, tokenizer.bos, name=path)
     return dataclasses.replace(documents, numbers=numbers[documents.numbers])
+
+
+def check_path(path: str) -> None:
+    """UserError where a path leads to no text, before anything is read."""
+    if path != "python" and not is_store(path):
+        find_files(path)
+
+
+def is_store(path: str) -> bool:
+    """Whether `load_documents` would open a store."""
+    return path not in ("", "python") and holds_store(path)
 
 
 def take(side: Side, bos: int | None, most: int = 0, name: str = "") -> Documents:

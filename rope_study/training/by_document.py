@@ -5,6 +5,7 @@ its window were read before it: from 1, as BOS is read first.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -66,31 +67,21 @@ def evaluate_documents(
       UserError: nothing to compare, a length or word that is none, two lengths that are one,
         parameters of another decoder, or ids that it does not have.
     """
-    for name, model in models.items():
-        if not isinstance(model, tuple) or [*map(type, model)][:1] != [Decoder]:
-            raise UserError(f"models[{name!r}] must be (decoder, params)", "models")
-    if not models or not lengths or len(set(lengths)) < len(lengths):
-        raise UserError(
-            f"lengths={list(lengths)} of {len(models)} encoding(s): give one or more of each, and"
-            " each length once",
-            "lengths",
-        )
+    _check(models, lengths)
     check_integer("batch_size", batch_size)
     config = next(iter(models.values()))[0].config
     groups = position_groups(config.trained_length or max(lengths), max(lengths))
     windows = {length: cut(documents, length, across) for length in lengths}
     if across == JOINED:
         models = {name: (_joining(decoder), params) for name, (decoder, params) in models.items()}
-    readers = [loss_reader(*model) for model in models.values()]
-    tokens, loss_sums = batch_size * max(lengths), []
-    bar = tqdm(total=len(models) * len(lengths), desc="evaluate", disable=not progress)
-    with bar:
-        for (decoder, _), reader in zip(models.values(), readers, strict=True):
-            for length, cut_to in windows.items():
-                batches = window_batches(documents, cut_to, length, tokens)
-                losses = _losses(decoder, reader, documents, batches)
-                loss_sums.append(_by_group(documents, losses * documents.weights, cut_to, groups))
-                bar.update()
+    readers = [loss_reader(*model) for model in models.values()]  # refuses params before it begins
+    each = itertools.product(zip(models.values(), readers, strict=True), windows.items())
+    bar = tqdm(each, "evaluate", len(models) * len(lengths), disable=not progress)
+    loss_sums = []
+    for ((decoder, _), reader), (length, window) in bar:
+        batches = window_batches(documents, window, length, batch_size * max(lengths))
+        losses = _losses(decoder, reader, documents, batches)
+        loss_sums.append(_by_group(documents, losses * documents.weights, window, groups))
     counts = [_by_group(documents, documents.weights, at, groups) for at in windows.values()]
     sums = np.reshape(loss_sums, (len(models), *np.shape(counts)))
     coordinates = {
@@ -103,6 +94,18 @@ def evaluate_documents(
     return xarray.Dataset(_variables(sums, np.array(counts)), coordinates).assign_attrs(
         _attributes(config, documents, across, max(lengths))
     )
+
+
+def _check(models: Mapping[str, tuple[Decoder, dict]], lengths: Sequence[int]) -> None:
+    for name, model in models.items():
+        if not isinstance(model, tuple) or [*map(type, model)][:1] != [Decoder]:
+            raise UserError(f"models[{name!r}] must be (decoder, params)", "models")
+    if not models or not lengths or len(set(lengths)) < len(lengths):
+        raise UserError(
+            f"lengths={list(lengths)} of {len(models)} encoding(s): give one or more of each, and"
+            " each length once",
+            "lengths",
+        )
 
 
 def _joining(decoder: Decoder) -> Decoder:
