@@ -34,6 +34,8 @@ def define_flags() -> None:
     string = flags.DEFINE_string
     text = "A store (of which the held-out side), a file, folder, glob or JSONL; 'python'."
     string("data", "python", text)
+    held_out = "Of a text, only documents that a run with this data.held_out does not train on."
+    flags.DEFINE_float("held_out", None, held_out)
     lengths = f"Tokens a window; the trained length (up to {LONG}) and twice as many, or {LENGTH}."
     flags.DEFINE_list("lengths", [], lengths)
     documents = "'masked': each is read by itself; 'joined': windows cross documents."
@@ -49,7 +51,7 @@ def run() -> None:
     folder, lengths = check_flags(f)
     models, tokenizer = load_models(f.rotary)
     progress = sharding.is_main_process()
-    documents = load_documents(f.data, tokenizer, f.texts, progress)
+    documents = load_documents(f.data, tokenizer, f.texts, f.held_out, progress)
     sharding.check_same({"the text": zlib.crc32(documents.tokens.tobytes())})
     trained = next(iter(models.values()))[0].config.trained_length
     evaluation = evaluate_documents(
@@ -87,7 +89,7 @@ def check_flags(f: flags.FlagValues) -> tuple[Path | None, list[int]]:
     """The output folder and the lengths; UserError for flags that cannot be, before all else."""
     command.check_model_flags()
     check_documents(f.documents)
-    check_path(f.data)
+    check_path(f.data, f.held_out)
     folder = None
     if f.out is not None:
         folder = to_path(sharding.on_main(lambda: str(check_new_folder(f.out, "out"))))

@@ -228,6 +228,9 @@ def _calls_of_data(folder: Path) -> Calls:
         "data.fingerprint": (d.fingerprint, sides),
         "data.held_out_batches": (d.held_out_batches, batches | {"max_windows": 3}),
         "data.load_corpus": (lambda **fields: d.load_corpus(d.DataSettings(**fields)), settings),
+        "data.document_windows.load_documents": (load_documents, {
+            "path": str(folder / "texts"), "tokenizer": encode, "most": 2, "held_out": 0.3,
+        }),
         "data.load_texts": (d.load_texts, {"source": folder / "text.txt"}),
         "data.load_tokenizer": (d.load_tokenizer, {"spec": folder / "tokenizer"}),
         "data.pieces": (d.pieces, documents),

@@ -220,6 +220,7 @@ def test_the_command_writes_what_it_prints(run, texts, tmp_path, capfd):
         ("--lengths=0", "lengths=0 must be an integer.*; set --lengths"),
         ("--documents=apart", "documents='apart' is neither 'joined' nor 'masked'"),
         ("--data=absent", "'absent' is no file or folder .*; set --data"),
+        ("--held_out=1.5", "held_out=1.5 must be a fraction between 0 and 1; set --held_out"),
         ("--out=.", "is not empty; .*set --out"),
     ],
 )
@@ -241,6 +242,10 @@ def test_a_store_is_read_on_its_held_out_side(tmp_path, texts):
     from_store = load_documents(str(folder), data.ByteTokenizer())
     np.testing.assert_array_equal(from_store.tokens, corpus.held_out)
     assert len(from_store.starts) == len(held_out)
+    from_texts = load_documents(str(texts), data.ByteTokenizer(), held_out=0.3)
+    np.testing.assert_array_equal(from_texts.tokens, from_store.tokens)
+    with pytest.raises(UserError, match=r"held_out=0.3, but .* is a store"):
+        load_documents(str(folder), data.ByteTokenizer(), held_out=0.3)
     with pytest.raises(UserError, match="were not made by tokenizer"):
         load_documents(str(folder), Other())
 

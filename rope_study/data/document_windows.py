@@ -11,7 +11,13 @@ import numpy as np
 
 from rope_study.checks import checked
 from rope_study.data.batches import JOINED, check_documents, check_integer, tokenize_each
-from rope_study.data.documents import find_files, pieces, read_documents
+from rope_study.data.documents import (
+    check_fraction,
+    find_files,
+    pieces,
+    read_documents,
+    split,
+)
 from rope_study.data.store import Side, holds_store, open_store
 from rope_study.data.tokenizers.base import Tokenizer
 from rope_study.errors import UserError
@@ -53,7 +59,11 @@ class Documents:
 
 @checked
 def load_documents(
-    path: str, tokenizer: Tokenizer, most: int = 0, progress: bool = False
+    path: str,
+    tokenizer: Tokenizer,
+    most: int = 0,
+    held_out: float | None = None,
+    progress: bool = False,
 ) -> Documents:
     """The documents of a text, or the held-out ones of a store.
 
@@ -62,18 +72,22 @@ def load_documents(
         pieces, as training reads long ones.
       tokenizer: the model's; of a store the one that made it.
       most: how many documents, evenly spaced; 0: all.
+      held_out: of a text, only what a run with this fraction held out is not trained on.
       progress: whether to show a bar.
 
     Raises:
-      UserError: as `read_documents`, `open_store` and `Store.check_tokenizer`; or no document has a
-        token that counts.
+      UserError: as `read_documents`, `open_store` and `Store.check_tokenizer`; a fraction outside
+        (0, 1), or beside a store; or no document has a token that counts.
     """
     tokenizer.check_separator()
+    check_path(path, held_out)
     if is_store(path):
         store = open_store(path)
         store.check_tokenizer(tokenizer)
         return take(store.held_out, tokenizer.bos, most, path)
     texts = read_documents(path)
+    if held_out is not None:
+        _, texts = split(texts, held_out)
     texts = pieces(texts) if len(texts) == 1 else texts
     numbers = _evenly_spaced(np.arange(len(texts)), most)
     tokens = tokenize_each([texts[i] for i in numbers], tokenizer, progress)
@@ -83,9 +97,18 @@ def load_documents(
     return dataclasses.replace(documents, numbers=numbers[documents.numbers])
 
 
-def check_path(path: str) -> None:
-    """UserError where a path leads to no text, before anything is read."""
-    if path != "python" and not is_store(path):
+def check_path(path: str, held_out: float | None = None) -> None:
+    """UserError where `load_documents` has no such text or fraction, before anything is read."""
+    if held_out is not None:
+        check_fraction("held_out", held_out)
+    if is_store(path):
+        if held_out is not None:
+            raise UserError(
+                f"held_out={held_out}, but {path} is a store, of which the held-out side is read:"
+                " leave it out",
+                "held_out",
+            )
+    elif path != "python":
         find_files(path)
 
 
