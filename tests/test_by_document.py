@@ -131,7 +131,9 @@ def test_losses_are_those_of_documents_by_themselves(losses, length):
     nope = at.sel(rotary="nope")
     np.testing.assert_allclose([nope.difference, nope.difference_se], [mean, error], rtol=1e-3)
     np.testing.assert_allclose(nope.difference_interval, 2.4469119 * error, rtol=1e-3)  # t, 6
-    np.testing.assert_allclose(nope.perplexity, np.exp(sums[1].sum() / counts.sum()), rtol=1e-4)
+    loss, half = sums[1].sum() / counts.sum(), 2.4469119 * mean_and_error(sums[1], counts)[1]
+    perplexities = [nope.perplexity, nope.perplexity_low, nope.perplexity_high]
+    np.testing.assert_allclose(perplexities, np.exp([loss, loss - half, loss + half]), rtol=1e-3)
 
 
 def test_what_is_said_of_the_text(losses):
@@ -175,7 +177,9 @@ def test_what_cannot_be_evaluated(changed, message):
 
 def test_the_table_marks_what_is_beyond_the_trained_length(losses):
     shown = table(losses)
-    assert re.search(r"\| rope +\| 12 +\| \d\.\d{4} ± \d\.\d{4} \| [\d.]+ +\| - ", shown)
+    assert re.search(
+        r"\| rope +\| 12 +\| \d\.\d{4} ± \d\.\d{4} \| [\d.]+ \([\d.]+ to [\d.]+\) +\| - ", shown
+    )
     assert re.search(r"\| nope +\| 40 \* +\|.*\| [+-]\d\.\d{4} ± \d\.\d{4} +\|", shown)
     assert re.search(r"\| 12 to 16 +\|", shown) and re.search(r"\| 17 to 23 \* +\|", shown)
     assert "beyond the 16 tokens" in shown and "beyond" not in table(

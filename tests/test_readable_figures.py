@@ -94,7 +94,7 @@ def evaluation(names: list[str], lengths=(64, 256, 1024)) -> xr.Dataset:
     )
 
 
-LOSSES = ("loss", "loss_interval", "difference", "difference_interval", "perplexity")
+LOSSES = ("loss", "loss_interval", "difference", "difference_interval")
 
 
 def rows(**more) -> list[dict]:

@@ -34,7 +34,7 @@ def loss_by_position(evaluation: xr.Dataset) -> Figure:
     longest = evaluation.sel(length=evaluation.length.max())
     panels = (
         (by_position, longest, "position_loss", "position", "tokens read before"),
-        (by_length, evaluation, "loss", "length", "tokens a window predicts"),
+        (by_length, evaluation.sortby("length"), "loss", "length", "tokens a window predicts"),
     )
     for axes, shown, variable, place, label in panels:
         for index, name in enumerate(names):

@@ -37,7 +37,6 @@ BY_LENGTH, BY_POSITION = ("rotary", "length"), ("rotary", "length", "position")
 LOSSES = {
     **dict.fromkeys(("loss", "loss_interval", "difference", "difference_interval"), BY_LENGTH),
     **dict.fromkeys(("position_loss", "position_loss_interval"), BY_POSITION),
-    "perplexity": BY_LENGTH,
     "position_first": ("position",),
 }
 PATTERNS = {name: BY_HEAD for name in ("first", "delimiter", "selective", "by_distance")}

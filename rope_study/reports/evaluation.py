@@ -8,7 +8,7 @@ import xarray
 from rope_study import figures, probes
 from rope_study.files import atomic, write_atomically
 
-HEADER = ("encoding", "length", "loss ± 95 %", "perplexity", "difference ± 95 %")
+HEADER = ("encoding", "length", "loss ± 95 %", "perplexity, 95 %", "difference ± 95 %")
 
 
 def write(folder: Path, evaluation: xarray.Dataset) -> list[Path]:
@@ -36,7 +36,7 @@ def table(evaluation: xarray.Dataset) -> str:
             str(name),
             _beyond(length, trained),
             _number(at.loss, at.loss_interval),
-            f"{float(at.perplexity):.4g}",
+            _perplexity(at),
             _number(at.difference, at.difference_interval, "+") if index else "-",
         )
         for index, name in enumerate(e.rotary.values)
@@ -73,6 +73,11 @@ def _number(mean: xarray.DataArray, half: xarray.DataArray, sign: str = "") -> s
     """A mean and half the width of its interval, where there is one."""
     words = f"{float(mean):{sign}.4f}"
     return words if np.isnan(half) else f"{words} ± {float(half):.4f}"
+
+
+def _perplexity(at: xarray.Dataset) -> str:
+    value, low, high = (float(at[f"perplexity{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:.4g}" if np.isnan(low) else f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
 def markdown(rows: list[tuple[str, ...]]) -> str:

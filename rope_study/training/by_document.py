@@ -57,11 +57,11 @@ def evaluate_documents(
 
     Returns:
       By `rotary`, the encoding, and `length`: `loss` and `difference` from the first encoding, in
-      nats a token, and `perplexity`; by `position` besides, a group from `position_first` to it,
-      `position_loss` and `position_difference`; each but the perplexity with `_se` and `_interval`,
-      half its width; by `document` (its number in the text) `document_loss` and `document_tokens`;
-      and `position_tokens`. Attributes: model, text, documents, tokens, context (the greatest
-      length), across, and trained_length where that is known.
+      nats a token, and `perplexity`, its interval from `_low` to `_high`; by `position` besides, a
+      group from `position_first` to it, `position_loss` and `position_difference`; each but the
+      perplexity with `_se` and `_interval`, half its width; by `document` (its number in the text)
+      `document_loss` and `document_tokens`; and `position_tokens`. Attributes: model, text,
+      documents, tokens, context (the greatest length), across, and trained_length where known.
 
     Raises:
       UserError: nothing to compare, a length or word that is none, two lengths that are one,
@@ -164,7 +164,9 @@ def _variables(sums: np.ndarray, counts: np.ndarray) -> dict[str, tuple]:
             mean, error, half = means_and_errors(shown, of_each)
             for ending, column in (("", mean), ("_se", error), ("_interval", half)):
                 variables[f"{prefix}{name}{ending}"] = (axes, column, {"units": NATS})
-    variables["perplexity"] = BY_LENGTH, np.exp(variables["loss"][1]), {"units": "1"}
+    loss, half = (variables[name][1] for name in ("loss", "loss_interval"))
+    for name, at in (("", loss), ("_low", loss - half), ("_high", loss + half)):
+        variables[f"perplexity{name}"] = BY_LENGTH, np.exp(at), {"units": "1"}
     variables["position_tokens"] = ("length", "position"), counts.sum(axis=2), {"units": "tokens"}
     variables["document_loss"] = (*BY_LENGTH, "document"), by_document / tokens, {"units": NATS}
     variables["document_tokens"] = "document", tokens[0], {"units": "tokens"}
