@@ -146,7 +146,7 @@ def save_small(dataset: xarray.Dataset, path: Path) -> None:
 def passage_loss(decoder: Decoder, params: dict, tokenizer: Tokenizer) -> tuple[float, float, int]:
     """(nats a token, its standard error over texts, tokens) on the ten passages."""
     tokens, weights = tokenizer.encode_batch([text.text for text in load_texts("default")])
-    losses = evaluate(decoder, params, [(tokens, np.ones(len(tokens)))]).losses.astype(np.float64)
+    losses = evaluate(decoder, params, [(tokens, weights)]).losses.astype(np.float64)
     predicted = weights[:, 1:]
     mean, error = mean_and_error((losses * predicted).sum(axis=1), predicted.sum(axis=1))
     return mean, error, int(predicted.sum())

@@ -132,11 +132,12 @@ def run_flags(
     _run(start, lambda: None, remedy, lambda: _help(about, new), "nothing was written")
 
 
-def define_model_flags() -> None:
-    """The flags of commands that read a trained model; see load_model."""
+def define_model_flags(rotary: bool = True) -> None:
+    """The flags of commands that read a trained model, see load_model; --rotary is one of them."""
     string = flags.DEFINE_string
     string("checkpoint", None, "Any path that checkpoints.load takes.")
-    string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
+    if rotary:
+        string("rotary", None, "Run it with another encoding: 'p_rope(p=0.5)'.")
     string("tokenizer", None, "A tokenizer of another name or place than the checkpoint's.")
     string("dtype", None, "Of the parameters; as stored where not given.")
     string("mesh", "fsdp=-1", "Devices along data, fsdp, context, tensor.")
@@ -149,13 +150,17 @@ def check_model_flags() -> None:
         raise UserError("no checkpoint: give one, as in --checkpoint=runs/quickstart/nope_seed0")
 
 
-def load_model() -> tuple[Decoder, dict, Tokenizer]:
-    """The decoder, parameters and tokenizer that the flags of define_model_flags name."""
+def load_model(rotary: str | None = None) -> tuple[Decoder, dict, Tokenizer]:
+    """The decoder, parameters and tokenizer that the flags of define_model_flags name.
+
+    Args:
+      rotary: another encoding to run it with.
+    """
     check_model_flags()
     f = flags.FLAGS
     tokenizer = checkpoints.load_tokenizer(f.checkpoint, f.tokenizer)
     decoder, params = checkpoints.load(
-        f.checkpoint, rotary=f.rotary, dtype=f.dtype, mesh=f.mesh, step=f.step
+        f.checkpoint, rotary=rotary, dtype=f.dtype, mesh=f.mesh, step=f.step
     )
     check_vocabulary(decoder.config, tokenizer)
     if sharding.is_main_process():

@@ -20,7 +20,7 @@ def define_flags() -> None:
 def run() -> None:
     """Prints every text with its continuation."""
     f = flags.FLAGS
-    decoder, params, tokenizer = command.load_model()
+    decoder, params, tokenizer = command.load_model(f.rotary)
     texts = generate(
         decoder, params, tokenizer, f.text, tokens=f.tokens, temperature=f.temperature, seed=f.seed
     )

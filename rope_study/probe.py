@@ -48,7 +48,7 @@ def run() -> None:
         texts = [texts[i * len(texts) // f.texts] for i in range(f.texts)]
     check_same({"the text": zlib.crc32(repr(texts).encode())})
     about = f"{len(texts)} text(s), {'given' if f.string else f.text}"
-    decoder, params, tokenizer = command.load_model()
+    decoder, params, tokenizer = command.load_model(f.rotary)
     with command.finish_first() as stopped:
         measured = probe(
             decoder, params, tokenizer, texts, f.probes, about=about, length=f.length,

@@ -38,7 +38,7 @@ def main(folder, texts):
     study(settings.resolve(config))
     checkpoint = f"{folder}/study/rope_theta10000_seed0"
     model = f"--checkpoint={checkpoint}"
-    run("evaluate", model, f"--text={texts}", "--windows=8", "--length=16")
+    run("evaluate", model, f"--data={texts}", "--texts=8", "--lengths=16", f"--out={folder}/losses")
     run("generate", model, "--text=The", "--tokens=4")
     run("probe", model, f"--out={folder}/probe", "--string=The cats sat on mats.", "--page_texts=1")
     decoder, params = checkpoints.load(checkpoint)

@@ -11,8 +11,12 @@ from random_parameters import random_parameters
 from rope_study import checkpoints, data, decoder, figures, interventions, probes, rotary, sharding
 from rope_study import theory as t
 from rope_study.checkpoints import runs
+from rope_study.data.document_windows import load_documents, take
+from rope_study.data.store import Side
 from rope_study.decoder import Decoder, presets
 from rope_study.decoder.sampling import generate, generate_tokens
+from rope_study.training.by_document import evaluate_documents
+from rope_study.training.evaluate import evaluate
 
 Calls = dict[str, tuple[Callable, dict[str, Any]]]
 CONFIG = dataclasses.replace(presets.tiny(), layers=1, source="a model")
@@ -34,6 +38,7 @@ class Model:
     contributions: Any
     contribution_map: Any
     effects: Any
+    losses: Any
 
 
 def make_model() -> Model:
@@ -51,7 +56,15 @@ def make_model() -> Model:
         probes.contributions(*model, TEXT, 0, 0, 3, 1),
         probes.contribution_map(*model, TEXT, 0, 0),
         interventions.measure(*model, batches, nothing, copies=2, copy_length=4),
+        _losses(model),
     )
+
+
+def _losses(model: tuple[Decoder, dict]) -> Any:
+    """Of two documents under two encodings."""
+    tokens = np.concatenate([np.insert(row, 0, 256) for row in TOKENS]).astype(np.uint16)
+    documents = take(Side(tokens, np.array([0, 21])), bos=256, name="a text")
+    return evaluate_documents({"rope": model, "again": model}, documents, [8, 16])
 
 
 def write_files(model: Model, folder: Path) -> None:
@@ -79,6 +92,7 @@ def calls(model: Model, folder: Path) -> Calls:
         **_calls_of_decoder(model, folder),
         **_calls_of_probes(model, folder),
         **_calls_of_interventions(model),
+        **_calls_of_training(model, folder),
         **_calls_of_data(folder),
         **_calls_of_theory(),
         **_calls_of_figures(model),
@@ -172,6 +186,21 @@ def _calls_of_interventions(model: Model) -> Calls:
     }
 
 
+def _calls_of_training(model: Model, folder: Path) -> Calls:
+    documents = load_documents(str(folder / "texts"), data.ByteTokenizer(), 2)
+    models = {"rope": (model.decoder, model.params)}
+    batches = {"batches": [(TOKENS, WEIGHTS)]}
+    cut = {"models": models, "documents": documents, "lengths": [8, 16]}
+    return {
+        "training.evaluate.evaluate": (
+            evaluate, {"decoder": model.decoder, "params": model.params} | batches,
+        ),
+        "training.by_document.evaluate_documents": (
+            evaluate_documents, cut | {"across": "joined", "batch_size": 2},
+        ),
+    }  # fmt: skip
+
+
 def _calls_of_data(folder: Path) -> Calls:
     stream = {"tokens": np.arange(200).astype(np.uint16), "length": 8, "bos": 256}
     batches = stream | {"batch_size": 4}
@@ -199,6 +228,9 @@ def _calls_of_data(folder: Path) -> Calls:
         "data.fingerprint": (d.fingerprint, sides),
         "data.held_out_batches": (d.held_out_batches, batches | {"max_windows": 3}),
         "data.load_corpus": (lambda **fields: d.load_corpus(d.DataSettings(**fields)), settings),
+        "data.document_windows.load_documents": (load_documents, {
+            "path": str(folder / "texts"), "tokenizer": encode, "most": 2, "held_out": 0.3,
+        }),
         "data.load_texts": (d.load_texts, {"source": folder / "text.txt"}),
         "data.load_tokenizer": (d.load_tokenizer, {"spec": folder / "tokenizer"}),
         "data.pieces": (d.pieces, documents),
@@ -281,6 +313,7 @@ def _calls_of_figures(model: Model) -> Calls:
         "figures.head_usage": (f.head_usage, usage | {"heads": {"a": (0, 1)}}),
         "figures.intervention_effects": (f.intervention_effects, effects),
         "figures.logit_by_pair": (f.logit_by_pair, {"contributions": model.contributions}),
+        "figures.loss_by_position": (f.loss_by_position, {"evaluation": model.losses}),
         "figures.loss_curves": (f.loss_curves, {"curves": curves}),
         "figures.norms_by_head": (f.norms_by_head, usage | {"layer": 0}),
         "figures.norms_by_layer": (f.norms_by_layer, usage),

@@ -68,11 +68,17 @@ def check(shape, kv_heads, tolerance=1e-5, layout=None, dtype=jnp.float32, **opt
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
-def reference(q, k, v, window=None, chunk=None, cap=None):
+def reference(q, k, v, window=None, chunk=None, cap=None, documents=None):
     def capped(logits, mask, queries):
         return SoftCap(cap).weights(logits, mask, None)  # type: ignore[arg-type]
 
-    return attention.attend(q, k, v, window, chunk, capped if cap else None)
+    softmax = capped if cap else None
+    return attention.attend(q, k, v, window, chunk, softmax, documents=documents)
+
+
+def apart(rows, length):
+    """Three documents in a row, not of the same lengths in each."""
+    return np.cumsum(np.arange(length) % (length // 2 - 7 * np.arange(rows)[:, None]) == 0, axis=1)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +89,18 @@ def reference(q, k, v, window=None, chunk=None, cap=None):
         ((1, 256, 2, 256), 2, {"cap": 5.0}),
         ((2, 200, 2, 32), 1, {"chunk": 60}),
         ((1, 300, 2, 64), 2, {"window": 70, "chunk": 128, "cap": 5.0}),
+        ((2, 300, 2, 64), 1, {"documents": apart(2, 300)}),
+        ((2, 256, 4, 64), 2, {"documents": apart(2, 256), "window": 100, "cap": 5.0}),
     ],
-    ids=["mqa", "gqa window", "mha cap", "uneven length, chunk", "all"],
+    ids=[
+        "mqa",
+        "gqa window",
+        "mha cap",
+        "uneven length, chunk",
+        "all",
+        "documents",
+        "documents, window",
+    ],
 )
 def test_the_kernel_is_the_reference(shape, kv_heads, options, monkeypatch):
     monkeypatch.setattr(splash, "BLOCK", 128)  # so that there are several
@@ -278,9 +294,9 @@ def test_generation_reads_prompts_by_the_kernel(as_on_a_tpu, monkeypatch):
     """And the tokens that follow by the reference, which alone knows a cache."""
     lengths, attend = [], splash.attend
 
-    def kernel(q, *args):
+    def kernel(q, *args, **more):
         lengths.append(q.shape[1])
-        return attend(q, *args, interpret=True)
+        return attend(q, *args, **more, interpret=True)
 
     monkeypatch.setattr(splash, "attend", kernel)
     decoder = Decoder(dataclasses.replace(presets.tiny(), layers=1), sharding.one_device())

@@ -222,7 +222,7 @@ def test_the_other_commands_read_and_write_there(trained, folder, capfd):
     generate = importlib.import_module("rope_study.generate").main
     model = f"--checkpoint={trained}"
     text = "--text=gs://bucket/texts.jsonl"
-    assert run_command(evaluate.main, model, text, "--windows=2") == 0
+    assert run_command(evaluate.main, model, text.replace("text", "data", 1), "--texts=2") == 0
     assert "loss" in capfd.readouterr().out
     assert run_command(generate, model, "--text=The cats", "--tokens=2") == 0
     assert capfd.readouterr().out.startswith("The cats")

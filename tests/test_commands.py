@@ -109,7 +109,7 @@ def run_in_debug(main, *arguments):
 def test_flags_name_themselves_in_errors(capfd):
     assert run_command(evaluate.main) == 2
     check_one_line(capfd, r"no checkpoint: give one, as in --checkpoint=")
-    assert run_command(evaluate.main, "--text=absent", "--checkpoint=x") == 2
+    assert run_command(evaluate.main, "--data=absent", "--checkpoint=x") == 2
     check_one_line(capfd, r"'absent' is no file or folder")
 
 

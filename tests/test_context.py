@@ -155,7 +155,7 @@ READERS = {
         copies=3,
     ),
     "evaluate": lambda decoder, params: (
-        evaluate(decoder, params, [(tokens(30), np.ones(ROWS))]).losses
+        evaluate(decoder, params, [(tokens(30), weights(30))]).losses
     ),
     "generate": lambda decoder, params: generate_tokens(decoder, params, tokens(16), tokens=4),
 }

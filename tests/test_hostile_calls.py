@@ -24,10 +24,12 @@ from rope_study import (
     rotary,
     sharding,
     theory,
+    training,
 )
 from rope_study.errors import UserError
 
 FOLDERS = checkpoints, data, decoder, figures, interventions, probes, rotary, sharding, theory
+FOLDERS += (training,)
 # Public, and not in the table.
 EXCEPTIONS = {
     "abstract": "data.Tokenizer rotary.Encoding",

@@ -117,7 +117,7 @@ def test_hostile_flags(name, run, texts, tmp_path, capfd):
     usual = {
         "prepare": {"input": texts, "out": tmp_path / "out", "tokenizer": "bytes"},
         "plan": {"config": TINY, "config.data.path": texts, "topology": "v5e:2x2"},
-        "evaluate": {"checkpoint": run, "text": texts},
+        "evaluate": {"checkpoint": run, "data": texts},
         "generate": {"checkpoint": run},
         "probe": {
             "checkpoint": run,

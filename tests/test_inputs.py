@@ -44,7 +44,7 @@ CALLS = {
     "probes.run": run,
     "measure": measure,
     "generate_tokens": lambda d, p, t, w: generate_tokens(d, p, t, tokens=1),
-    "evaluate": lambda d, p, t, w: evaluate(d, p, [(t, w[:, 0])]),
+    "evaluate": lambda d, p, t, w: evaluate(d, p, [(t, w)]),
     "attention_maps": lambda d, p, t, w: probes.attention_maps(d, p, t[0]),
     "token_influence": lambda d, p, t, w: probes.token_influence(d, p, t[0]),
     "compare": lambda d, p, t, w: checkpoints.compare(d, p, {"tokens": t, "logits": np.ones(1)}),
@@ -136,7 +136,7 @@ def test_nothing_to_measure(model):
         with pytest.raises(UserError, match=r"all weights are 0|nothing to predict"):
             call(*model, TOKENS, 0 * WEIGHTS)
     with pytest.raises(UserError, match=r"nothing to evaluate"):
-        evaluate(*model, [(TOKENS, np.zeros(2, np.float32))])
+        evaluate(*model, [(TOKENS, 0 * WEIGHTS)])
     with pytest.raises(UserError, match=r"copies=2: the texts have no token but their first"):
         measure(*model, np.full((2, 4), 2), np.ones((2, 4), np.float32), copies=2)
 

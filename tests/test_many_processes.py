@@ -166,7 +166,7 @@ def test_every_command_works_and_writes_once(tmp_path, texts):
     processes = Processes(2, "-m", "tests.every_command", str(tmp_path), str(texts))
     statuses, out, errors = processes.finish()
     assert statuses == [-signal.SIGKILL, 1], errors
-    for once in ("report: ", "nats/token", "frequency_usage.nc", "The"):
+    for once in ("report: ", "Loss in nats a token", "frequency_usage.nc", "The"):
         assert once in out[0] and once not in out[1]
     assert "probing" in errors[0] and "probing" not in errors[1]
     gone = "error: process 0 of 2 (host "

@@ -204,7 +204,7 @@ def test_a_tokenizer_is_named_beside_the_checkpoint(run, tmp_path, capfd):
     for main, more in (
         (probe.main, [f"--out={tmp_path / 'out'}"]),
         (generate, ["--text=To be"]),
-        (evaluate, [f"--text={__file__}"]),
+        (evaluate, [f"--data={__file__}"]),
     ):
         assert run_command(main, *asked, *more) == 2
         (line,) = error_lines(capfd)

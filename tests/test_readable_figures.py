@@ -82,6 +82,26 @@ def effects(names: list[str], layers: int, heads: int) -> xr.Dataset:
     )
 
 
+def evaluation(names: list[str], lengths=(64, 256, 1024)) -> xr.Dataset:
+    by_length, count = ("rotary", "length"), (len(names), len(lengths))
+    at = np.unique(np.round(2.0 ** (np.arange(21) / 2)).astype(int))
+    by_position = np.linspace(4, 2, at.size) + np.arange(len(names))[:, None, None] / 9
+    columns = {name: np.full(count, 0.2) for name in LOSSES}
+    columns |= {"loss": 2 + np.arange(count[0] * count[1]).reshape(count) / 9}
+    wide = {"position_loss": by_position, "position_loss_interval": np.full(by_position.shape, 0.1)}
+    return xr.Dataset(
+        {name: (by_length, values) for name, values in columns.items()}
+        | {n: (("rotary", "length", "position"), v.repeat(count[1], 1)) for n, v in wide.items()},
+        coords={"rotary": np.array(names, object), "length": list(lengths), "position": at}
+        | {"position_first": ("position", at)},
+        attrs={"model": "16 layers x 2048", "text": "a poem", "documents": 9, "tokens": 1280}
+        | {"context": 1024, "across": "masked", "trained_length": 256},
+    )
+
+
+LOSSES = ("loss", "loss_interval", "difference", "difference_interval")
+
+
 def rows(**more) -> list[dict]:
     of_name = {"difference": 0.66, "difference_se": 0.01}
     small = {"difference": -0.001, "difference_se": 0.0006}
@@ -115,6 +135,10 @@ DRAWN = {
     "attention of one": lambda: figures.attention_patterns({"one": attention(48)}),
     "differences": lambda: figures.paired_differences(rows()),
     "interventions": lambda: figures.intervention_effects(effects(list("abcdef"), 4, 4)),
+    "evaluation": lambda: figures.loss_by_position(evaluation([LONG_NAME, "rope", "nope"])),
+    "evaluation of many": lambda: figures.loss_by_position(
+        evaluation([f"{LONG_NAME} {i}" for i in range(9)], (512, 600, 1024, 131_072))
+    ),
     "interventions of many layers": lambda: figures.intervention_effects(effects(["a"], 32, 8)),
     "loss curves": lambda: figures.loss_curves({f"{LONG_NAME} {i}": CURVES for i in range(9)}),
     "cycles": lambda: figures.encoding_cycles(["rope", "nope", "p_rope(0.75)"]),
@@ -184,6 +208,7 @@ NAMED = {
     "head_usage": lambda names: figures.head_usage(usage(), {n: (0, 1) for n in names}),
     "loss_curves": lambda names: figures.loss_curves(dict.fromkeys(names, CURVES)),
     "attention": lambda names: figures.attention_patterns({n: attention(4) for n in names}),
+    "evaluation": lambda names: figures.loss_by_position(evaluation(names)),
     "interventions": lambda names: figures.intervention_effects(effects(names, 2, 2)),
     "differences": lambda names: figures.paired_differences(
         [{"name": "rope"}, *({"name": n, "difference": 0.1, "difference_se": 0.01} for n in names)]

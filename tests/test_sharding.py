@@ -99,7 +99,7 @@ def test_probe_and_evaluation_equal_one_device(one_device_run, eight_device_run)
             probe(one_device_run[0], one_device_run[2].params)[name],
             rtol=1e-4,
         )
-    batches = [(windows(5), np.ones(8))]
+    batches = [(windows(5), np.ones_like(windows(5)))]
     losses = [
         evaluate(run[0], run[2].params, batches).losses
         for run in (one_device_run, eight_device_run)
@@ -187,7 +187,9 @@ def one_text():
         lambda decoder, params, text: decoder.apply(
             {"params": params}, text[:, :-1], text[:, 1:], method="loss"
         ),
-        lambda decoder, params, text: evaluate(decoder, params, [(text, np.ones(1))]).losses,
+        lambda decoder, params, text: (
+            evaluate(decoder, params, [(text, np.ones(text.shape))]).losses
+        ),
         lambda decoder, params, text: (
             interventions.measure(
                 decoder,

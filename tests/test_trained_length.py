@@ -85,7 +85,7 @@ PASSING = {
         attention=False,
         copies=0,
     ),
-    "evaluate": lambda d, p, n: losses_of(d, p, [(batch(n + 1)[0], np.ones(1))]),
+    "evaluate": lambda d, p, n: losses_of(d, p, [batch(n + 1)]),
     "generate": lambda d, p, n: sampling.generate_tokens(d, p, batch(n - 4)[0], tokens=4),
 }
 
@@ -127,10 +127,12 @@ def test_probe_reads_no_more_of_a_text_unless_told_to(folder, tmp_path, capfd):
 
 
 def test_evaluate_and_generate_show_it(folder, capfd):
-    text = f"--text={folder / 'text.txt'}"
-    assert not run_command(evaluate.main, f"--checkpoint={folder}", text)
+    text = f"--data={folder / 'text.txt'}"
+    with pytest.warns(UserWarning, match="48 tokens are more"):
+        assert not run_command(evaluate.main, f"--checkpoint={folder}", text)
     shown = capfd.readouterr()
-    assert "windows of 24 tokens" in shown.out and "trained on 24 tokens a text" in shown.err
+    assert "| 24 " in shown.out and "| 48 * " in shown.out
+    assert "* beyond the 24 tokens" in shown.out and "trained on 24 tokens a text" in shown.err
     with pytest.warns(UserWarning, match="25 tokens are more"):  # BOS, "a", and 23
         command = importlib.import_module("rope_study.generate").main
         assert not run_command(command, f"--checkpoint={folder}", "--text=a", "--tokens=23")

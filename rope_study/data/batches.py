@@ -8,7 +8,10 @@ from tqdm import tqdm
 
 from rope_study.checks import checked
 from rope_study.data.tokenizers.base import Tokenizer
-from rope_study.errors import UserError
+from rope_study.errors import UserError, nearest
+
+# What tokens read of other documents in their window: all before them, or nothing.
+JOINED, MASKED = "joined", "masked"
 
 
 @checked
@@ -169,10 +172,10 @@ def held_out_batches(
     max_windows: int | None = None,
     weigh: Weigh | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Windows in order, once: (int32[batch_size, length + 1], weights float32[batch_size]) each.
+    """Windows in order, once: (int32[batch_size, length + 1], weights float32 of each token).
 
     At most max_windows of them, evenly spaced over the stream. The last batch is filled up with
-    repeated rows of weight 0. With `weigh` the weights are float32[batch_size, length], of targets.
+    repeated rows of weight 0. The first token of a window is read and not predicted: it weighs 1.
 
     Raises:
       UserError: not one window fits, or a number is not a positive integer.
@@ -195,10 +198,10 @@ def held_out_batches(
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start in range(0, count, batch_size):
             rows = window_numbers[start : start + batch_size]
-            weights = (np.arange(batch_size) < len(rows)).astype(np.float32)
             filled = np.resize(rows, batch_size).tolist()
-            if weigh is not None:
-                weights = weights[:, None] * np.stack([windows.weights(i) for i in filled])
+            weights = np.ones((batch_size, length + 1), np.float32)
+            weights[:, 1:] = [windows.weights(i) for i in filled]
+            weights[len(rows) :] = 0
             yield np.stack([windows[i] for i in filled]), weights
 
     return batches()
@@ -209,3 +212,11 @@ def check_integer(argument: str, value: int, lowest: int = 1) -> None:
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or not lowest <= value < 2**32:
         raise UserError(f"{argument}={value!r} must be an integer, {lowest}..2^32-1", argument)
+
+
+def check_documents(documents: str) -> None:
+    """UserError for a word that is neither JOINED nor MASKED."""
+    if documents not in (JOINED, MASKED):
+        near = nearest(str(documents), [JOINED, MASKED])
+        problem = f"documents={documents!r} is neither {JOINED!r} nor {MASKED!r}.{near}"
+        raise UserError(problem, "documents")

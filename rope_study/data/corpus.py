@@ -39,9 +39,10 @@ class DataSettings:
       held_out: the fraction of documents kept for evaluation, in (0, 1).
       length: tokens to predict in a row.
       batch_size: rows in a batch, over all devices.
+      documents: "joined", rows are read as one text, or "masked", nothing reads another document.
 
     Raises:
-      UserError: a number is out of range.
+      UserError: a number is out of range, or another word.
     """
 
     path: str
@@ -49,6 +50,7 @@ class DataSettings:
     held_out: float
     length: int
     batch_size: int
+    documents: str = batches.JOINED
 
     def __post_init__(self):
         check_fields(self)
@@ -56,6 +58,7 @@ class DataSettings:
         # With one token a row there is nothing to attend to but BOS.
         batches.check_integer("length", self.length, lowest=2)
         batches.check_integer("batch_size", self.batch_size)
+        batches.check_documents(self.documents)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Corpus:
     def held_out_batches(
         self, max_windows: int, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(windows int32[B, T + 1], weights f32[B]); 0 windows means all, B is as in training."""
+        """(windows, weights) [B, T + 1], all of weight 1; 0 windows: all; B is as in training."""
         return self._held_out(max_windows, batch_size, None)
 
     def held_out_texts(
@@ -100,7 +103,7 @@ class Corpus:
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
         """The same as probes read it: (tokens int32[B, T], weights f32[B, T]), and in words."""
         texts = [
-            (windows[:, :-1], np.repeat(weights[:, None], self.length, axis=1))
+            (windows[:, :-1], weights[:, :-1])
             for windows, weights in self.held_out_batches(max_windows, batch_size)
         ]
         count = int(sum(weights[:, 0].sum() for _, weights in texts))  # there may be fewer
@@ -109,7 +112,7 @@ class Corpus:
     def evaluation_batches(
         self, max_windows: int, batch_size: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same with weights f32[B, T] where some targets do not count in the loss."""
+        """The same with weight 0 where a token does not count in the loss."""
         return self._held_out(max_windows, batch_size, self.weigh_held_out)
 
     def _held_out(

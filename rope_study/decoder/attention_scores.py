@@ -91,7 +91,7 @@ class ScoreFunction(Component):
         return {}
 
     def __call__(self, logits: Array, mask: Array, inputs: ScoreInputs) -> Array:
-        """Logits f32[B, N, T, S], mask bool[T, S] -> the logits that go into the softmax."""
+        """What goes into the softmax: logits f32[B, N, T, S], mask bool[T, S] or [B, 1, T, S]."""
         return logits
 
     def weights(self, logits: Array, mask: Array, inputs: ScoreInputs) -> Array:

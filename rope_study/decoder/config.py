@@ -69,6 +69,8 @@ class DecoderConfig:
     per_layer_vocab_size: int = 0  # rows of that embedding
     trained_length: int | None = None  # the most tokens of a text in training, where that is known
     bos: int | None = None  # the token that every text must begin with (released Gemmas)
+    document_start: int | None = None  # attention and positions begin anew at this token
+    document_end: int | None = None  # or after this one, where no token begins documents
     source: str | None = None  # names the weights, and how they are quantised, in figures
     compute_dtype: str = "float32"
     attention: str = AUTO  # the best backend that runs a layer, or the name of one
@@ -100,6 +102,11 @@ class DecoderConfig:
         shapes = {name: getattr(spec, name) for name in ("head_dim", "kv_heads", "mlp_hidden")}
         shapes = {name: size for name, size in shapes.items() if size is not None}
         return dataclasses.replace(self, pattern=(), **shapes) if shapes else self
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether documents that share a window do not read each other (decoder/documents.py)."""
+        return self.document_start is not None or self.document_end is not None
 
     @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:
@@ -153,6 +160,10 @@ def _check(config: DecoderConfig) -> None:
             raise UserError(
                 f"{name}={getattr(config, name)!r} is not one of {', '.join(allowed)}", name
             )
+    for name in ("document_start", "document_end"):
+        token = getattr(config, name)
+        if token is not None and token >= config.vocab_size:
+            raise UserError(f"{name}={token} must be below vocab_size={config.vocab_size}", name)
     for place, spec in enumerate(config.pattern):
         config.of_layer(spec)  # checks the layer's own shapes
         _check_layer(spec, config)
@@ -165,6 +176,12 @@ def _check_layer(spec: LayerSpec, config: DecoderConfig) -> None:
         value = getattr(spec, name)
         if value is not None and value < 1:
             raise UserError(f"{name}={value} must be at least 1", "pattern")
+    if spec.chunk is not None and config.masks_documents:
+        raise UserError(
+            f"chunk={spec.chunk}: chunks are counted from the start of a window, not of a document,"
+            " so documents='masked' has none; give windows, or documents='joined'",
+            "documents",
+        )
     shapes = config.of_layer(spec)
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
     if isinstance(spec.rotary, Encoding) and spec.rotary.trained:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec
+from rope_study.decoder.documents import in_window
 from rope_study.decoder.hooks import Edit, Probe
 from rope_study.decoder.layer import (
     KeyValues,
@@ -174,10 +175,16 @@ class Decoder(nn.Module):
         # The first tokens of a cache have none before them: any backend reads them.
         first = cache is None or (isinstance(start, int) and start == 0)
         rows = None if first else start + jnp.arange(T)
+        default_positions = positions is None
         if positions is None:
             positions = jnp.arange(T)[None] if rows is None else rows[None]
         if weights is None:
             weights = jnp.ones(tokens.shape, jnp.float32)
+        documents = None
+        # What is generated follows one text.
+        if c.masks_documents and cache is None and not keep:
+            documents, in_document = in_window(tokens, c)
+            positions = in_document if default_positions else positions
         embedded = self.embed(tokens)
         per_layer_inputs = self._per_layer_inputs(tokens, embedded) if c.per_layer_dim else None
         late = [probe for probe in probes if "residual" in probe.reads]
@@ -219,7 +226,7 @@ class Decoder(nn.Module):
             layer_input = None if per_layer_inputs is None else per_layer_inputs[:, :, index]
             x, keys = layer(
                 x, {**w, **self._shared}, positions, spec, c, hook, extend_keys, rows,
-                layer_input, self.layout,
+                layer_input, self.layout, documents,
             )  # fmt: skip
             measured.update(measure(late))
             return self._constrain(x), measured, keys

@@ -30,7 +30,8 @@ HOOK_POINTS = {
 # What probes may read besides: it belongs to the text and the layer, and no edit changes it.
 CONSTANTS = {
     "tokens": "the ids of the text int[B, T]",
-    "key_counts": "how many keys a query may read, itself and those right before it int[T]",
+    "key_counts": "how many keys a query may read, itself and those right before it int[T]; of a"
+    " window of several documents that keep apart, as if it were one",
 }
 
 # sum_over_weights(reduce, *arrays) sums reduce(weights f32[B, N, t, S], queries int[t], *arrays)

@@ -25,7 +25,8 @@ Array = jax.Array
 
 Weights = Mapping[str, Array]
 # What queries read, of every key: "k" (rotated) and "v" [B, S, K, H], "unrotated_k" [B, S, K, H],
-# "positions" int[B or 1, S], and what the layer's score function keeps.
+# "positions" int[B or 1, S], what the layer's score function keeps, and, where there are several in
+# a window, "documents" int[B, S].
 KeyValues = dict[str, Array]
 # Those of these tokens -> all to read: where a cache, or those of another layer come in.
 ExtendKeys = Callable[[KeyValues | None], KeyValues]
@@ -42,6 +43,7 @@ def layer(
     rows: Array | None = None,
     per_layer_input: Array | None = None,
     layout: Layout | None = None,
+    documents: Array | None = None,
 ) -> tuple[Array, KeyValues]:
     """One layer: x[B, T, D] -> [B, T, D], and the keys that it read. Needs no Flax.
 
@@ -55,12 +57,14 @@ def layer(
       rows: int[T], the places of these tokens among the keys; 0..T-1 where not given.
       per_layer_input: [B, T, P], what the layer reads of the tokens themselves (Gemma 4).
       layout: the devices, by which the attention backend is chosen and shared.
+      documents: int[B, T], the document that each token is of; it reads no other. One where None.
     """
     config = config.of_layer(spec)
     norm = functools.partial(rms_norm, epsilon=config.norm_epsilon, offset=config.norm_offset)
     added, keys = _attention(
-        norm(x, w["attention_norm"]), w, positions, spec, config, hook, extend_keys, rows, layout
-    )
+        norm(x, w["attention_norm"]), w, positions, spec, config, hook, extend_keys, rows, layout,
+        documents,
+    )  # fmt: skip
     x = x + (norm(added, w["post_attention_norm"]) if config.post_norms else added)
     with jax.named_scope("mlp"):
         added = _mlp(norm(x, w["mlp_norm"]), w, config)
@@ -84,6 +88,7 @@ def _attention(
     extend_keys: ExtendKeys | None,
     rows: Array | None,
     layout: Layout | None,
+    documents: Array | None,
 ) -> tuple[Array, KeyValues]:
     """What attention adds to the residual stream [B, T, D] for normed h[B, T, D], and the keys."""
     q = hook("q", _queries(h, w, positions, spec, config))
@@ -98,6 +103,8 @@ def _attention(
         for name, key in (("k", "unrotated_k"), ("k_rotated", "k"), ("v", "v")):
             if key in keys:
                 keys = keys | {key: hook(name, keys[key])}
+    if documents is not None:
+        keys = keys | {"documents": documents}
     inputs = None
     if spec.score_function is not None:
         places = jnp.arange(h.shape[1]) if rows is None else rows

@@ -16,6 +16,7 @@ from rope_study.figures.construction import construction
 from rope_study.figures.cycles import encoding_cycles, turning
 from rope_study.figures.decay import decay
 from rope_study.figures.differences import paired_differences
+from rope_study.figures.evaluation import loss_by_position
 from rope_study.figures.interventions import intervention_effects
 from rope_study.figures.theory import prop_3_1, prop_3_2, thm_5_3, thm_6_1, thm_6_1_by_number
 from rope_study.figures.training import loss_curves
@@ -66,6 +67,7 @@ __all__ = [
     "head_usage",
     "intervention_effects",
     "logit_by_pair",
+    "loss_by_position",
     "loss_curves",
     "norms_by_head",
     "norms_by_layer",

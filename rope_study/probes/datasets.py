@@ -33,6 +33,12 @@ USAGE = {
     "v": (*BY_KV_HEAD, "pair"),
     "inverse_frequency": ("layer", "pair"),
 }
+BY_LENGTH, BY_POSITION = ("rotary", "length"), ("rotary", "length", "position")
+LOSSES = {
+    **dict.fromkeys(("loss", "loss_interval", "difference", "difference_interval"), BY_LENGTH),
+    **dict.fromkeys(("position_loss", "position_loss_interval"), BY_POSITION),
+    "position_first": ("position",),
+}
 PATTERNS = {name: BY_HEAD for name in ("first", "delimiter", "selective", "by_distance")}
 OVER_STEPS = {
     "q": ("step", *BY_HEAD, "pair"),
@@ -52,6 +58,7 @@ MADE_BY = {
         {name: ("pair",) for name in ("contribution", "bound", "inverse_frequency")},
         (*OF_A_HEAD, "query", "key", "logit", "logit_bound"),
     ),
+    "training.evaluate_documents": Made(LOSSES, (*SOURCE, "text", "documents", "across")),
     "interventions.measure": Made(
         {name: ("intervention",) for name in ("loss_difference", "loss_difference_se")},
         (*SOURCE, "texts"),

@@ -105,7 +105,7 @@ class Repeated:
             tokens, weights = fill_batch(layout, *batch)
             self._batches.append((layout.place(tokens), layout.place(weights)))
             count, context = count + int(weights.sum()), max(context, tokens.shape[1])
-        model = describe(decoder.config)
+        model = variants.describe(decoder.config)
         self._source = {"model": model, "text": text, "tokens": count, "context": context}
 
     def start(self, params: dict) -> tuple[list[Any], DecoderConfig]:

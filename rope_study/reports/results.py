@@ -56,6 +56,7 @@ def summarise(outcomes: list[Outcome], study: Study, corpus: Corpus) -> dict:
         "training tokens": len(corpus.train),
         "held-out tokens evaluated": outcomes[0].evaluation.tokens,
         "sequence length": run.data.length,
+        "documents": run.data.documents,
         "tokenizer": corpus.tokenizer.name,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         **{f"version of {name}": version for name, version in versions().items()},

@@ -1,13 +1,13 @@
 """Held-out loss: every token's negative log likelihood, and how sure a difference of means is."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 from etils import epy
 
-from rope_study.decoder import Decoder, check_length, check_tokens, layout_of
+from rope_study.decoder import Decoder, check_length, check_params, each_batch, layout_of
 from rope_study.errors import UserError
 
 with epy.lazy_imports():  # a third of a second
@@ -61,38 +61,62 @@ def evaluate(
     Args:
       decoder: the devices of its layout share each batch.
       params: its parameters.
-      batches: (windows int32[B, T + 1], weights f32[B], or f32[B, T] of targets); windows of
-        weight 0 are left out, and rows and length are filled up to divide over the devices.
+      batches: (tokens int32[B, T + 1], weights f32[B, T + 1]) of one length, as `held_out_batches`
+        gives them: how much each token counts; the first of a row is read and not predicted. Rows
+        where none counts are left out, and rows and length are filled up to divide over the
+        devices.
 
     Raises:
-      UserError: no windows, an id that the model does not have, or no BOS where it needs it.
+      UserError: parameters of another decoder, no tokens to predict, batches of several lengths, or
+        texts that decoder.inputs refuses: ids that the model does not have, padding on the left, no
+        BOS where it needs it.
     """
-    layout = layout_of(decoder)
+    losses_of = loss_reader(decoder, params)
+    batch_losses, batch_weights = [], []
+    for tokens, weights in each_batch(decoder.config, batches):
+        counted = weights[:, 1:].any(axis=1)
+        if counted.any():
+            _check_alike(tokens, batch_losses)
+            batch_losses.append(losses_of(tokens)[counted])
+            batch_weights.append(weights[counted, 1:])
+    if not batch_losses:
+        raise UserError("nothing to evaluate: no token after a first has a weight", "batches")
+    weights = np.concatenate(batch_weights)
+    return Evaluation(np.concatenate(batch_losses), None if (weights == 1).all() else weights)
 
-    def token_losses(params: dict, windows: jax.Array) -> jax.Array:
-        return decoder.apply(  # type: ignore[return-value]
-            {"params": params}, windows[:, :-1], windows[:, 1:], method="token_losses"
+
+def _check_alike(tokens: np.ndarray, before: list[np.ndarray]) -> None:
+    """Refuses tokens [B, T + 1] of another length than losses [B, T] of the batches before."""
+    if before and tokens.shape[1] - 1 != before[0].shape[1]:
+        raise UserError(
+            f"a batch has rows of {tokens.shape[1]} tokens, and the first of"
+            f" {before[0].shape[1] + 1}: give batches of one length",
+            "batches",
         )
 
-    # Every host gets all losses.
+
+def loss_reader(decoder: Decoder, params: dict) -> Callable[[np.ndarray], np.ndarray]:
+    """tokens int32[B, T + 1] -> the losses of all but the first, f32[B, T], on every host.
+
+    Parameters are looked at here, tokens not: see `decoder.check_tokens`.
+    """
+    check_params(decoder.config, params)
+    layout = layout_of(decoder)
+
+    def token_losses(params: dict, tokens: jax.Array) -> jax.Array:
+        return decoder.apply(  # type: ignore[return-value]
+            {"params": params}, tokens[:, :-1], tokens[:, 1:], method="token_losses"
+        )
+
     run = jax.jit(token_losses, out_shardings=layout.sharding(None, None))
 
-    def losses(windows: np.ndarray) -> np.ndarray:
-        check_tokens(decoder.config, windows)
-        check_length(decoder.config, windows.shape[1] - 1)
-        rows, length = windows.shape
-        filled = layout.place(layout.fill_tokens(windows, targets=1))
+    def losses(tokens: np.ndarray) -> np.ndarray:
+        check_length(decoder.config, tokens.shape[1] - 1)
+        rows, length = tokens.shape
+        filled = layout.place(layout.fill_tokens(tokens, targets=1))
         return np.asarray(run(params, filled))[:rows, : length - 1]
 
-    batch_losses, batch_weights = [], []
-    for windows, weights in batches:
-        counting = weights.reshape(len(weights), -1).any(axis=1)
-        batch_losses.append(losses(windows)[counting])
-        batch_weights.append(weights[counting])
-    if not sum(map(len, batch_losses)):
-        raise UserError("nothing to evaluate: no windows were given, or all have weight 0")
-    weights = np.concatenate(batch_weights)
-    return Evaluation(np.concatenate(batch_losses), weights if weights.ndim > 1 else None)
+    return losses
 
 
 # --- how sure ---------------------------------------------------------------------------------
@@ -108,12 +132,31 @@ def mean_and_error(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
       sums: [texts], over a text's tokens.
       counts: [texts], its tokens.
     """
-    mean = sums.sum() / counts.sum()
-    texts = np.count_nonzero(counts)
-    if texts < 2:
-        return float(mean), float("nan")
-    square = np.square(sums - mean * counts).sum() * texts / (texts - 1)
-    return float(mean), float(np.sqrt(square) / counts.sum())
+    mean, error, _ = means_and_errors(sums, counts)
+    return float(mean), float(error)
+
+
+def means_and_errors(
+    sums: np.ndarray, counts: np.ndarray, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`mean_and_error` of many at once, and half the width of the confidence interval.
+
+    That is Student's t with a degree of freedom less than texts that have tokens.
+
+    Args:
+      sums, counts: [..., texts].
+      confidence: of the interval.
+
+    Returns:
+      [...] each; NaN where no text has tokens, errors also where only one has.
+    """
+    total, texts = counts.sum(axis=-1), np.count_nonzero(counts, axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = sums.sum(axis=-1) / total
+        square = np.square(sums - mean[..., None] * counts).sum(axis=-1) * texts / (texts - 1)
+        error = np.where(texts < 2, np.nan, np.sqrt(square) / total)
+    freedom = np.maximum(texts - 1, 1)
+    return mean, error, error * scipy.special.stdtrit(freedom, (1 + confidence) / 2)
 
 
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:

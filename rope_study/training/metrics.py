@@ -15,7 +15,7 @@ from etils import epy
 from rope_study.files import explained, write_atomically
 from rope_study.files.paths import Writable
 
-with epy.lazy_imports():  # a third of a second, which a run needs when it begins
+with epy.lazy_imports():  # a third of a second, and PyTorch where that is installed
     import tensorboardX
 
 

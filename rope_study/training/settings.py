@@ -5,6 +5,7 @@ after it sees a name to be parsed or a ConfigDict.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -19,6 +20,7 @@ from ml_collections import config_dict
 from rope_study import checkpoints, rotary
 from rope_study.checks import check, check_fields
 from rope_study.data import DataSettings, Tokenizer, load_tokenizer
+from rope_study.data.batches import JOINED
 from rope_study.decoder import DecoderConfig, check_vocabulary, presets, variants
 from rope_study.errors import UserError
 from rope_study.files.paths import to_path
@@ -142,6 +144,7 @@ def default() -> Config:
     data.held_out = 0.1  # fraction of documents kept for evaluation
     data.length = 256  # tokens a sequence
     data.batch_size = 16  # sequences a step, over all devices
+    data.documents = "joined"  # a sequence is one text; "masked": documents in it keep apart
 
     config.model = ml_collections.ConfigDict()
     model: Config = config.model
@@ -285,13 +288,27 @@ def folder_name(name: str) -> str:
 
 def _base_decoder(config: Config, vocab_size: int | None = None) -> DecoderConfig:
     """The decoder before a variant changes it, which knows the length that it is trained on."""
-    length = config.data.length
-    if config.train.init_from == NONE:
-        size = vocab_size or load_tokenizer(config.data.tokenizer).vocab_size
-        return dataclasses.replace(decoder_config(config.model, size), trained_length=length)
-    decoder = _checkpoint_decoder(config, load_tokenizer(config.data.tokenizer))
-    length = max(length, decoder.trained_length or 0)
-    return dataclasses.replace(_with_components(decoder, config.model), trained_length=length)
+    length, load = config.data.length, functools.partial(load_tokenizer, config.data.tokenizer)
+    if config.train.init_from != NONE:
+        decoder = _checkpoint_decoder(config, tokenizer := load())
+        length = max(length, decoder.trained_length or 0)
+        decoder = _with_components(decoder, config.model)
+    elif vocab_size is None:
+        decoder = decoder_config(config.model, (tokenizer := load()).vocab_size)
+    else:
+        tokenizer, decoder = None, decoder_config(config.model, vocab_size)
+    separators = _separators(config.data.documents, tokenizer)
+    return dataclasses.replace(decoder, trained_length=length, **separators)
+
+
+def _separators(documents: str, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The tokens that part documents in a window, where these do not read each other."""
+    if documents == JOINED:
+        return {"document_start": None, "document_end": None}
+    if tokenizer is None:  # of a program that is only compiled, whichever
+        return {"document_start": 0, "document_end": None}
+    start, separator = tokenizer.bos, tokenizer.separator
+    return {"document_start": start, "document_end": separator if start is None else None}
 
 
 def _checkpoint_decoder(config: Config, tokenizer: Tokenizer) -> DecoderConfig:

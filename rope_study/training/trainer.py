@@ -26,6 +26,7 @@ from rope_study.training.gradients import Batch, check_batch, loss_and_gradients
 from rope_study.training.initial import continued
 from rope_study.training.nonfinite import NotFinite
 from rope_study.training.optimizer import make_optimizer
+from rope_study.training.prefetch import batch_reader, prefetched
 from rope_study.training.profiling import StepTrace
 from rope_study.training.progress import Progress
 from rope_study.training.settings import NONE, Run, TrainSettings
@@ -183,17 +184,7 @@ def train(run: Run, corpus: Corpus, layout: Layout) -> tuple[Decoder, dict]:
 
 def _train(run: Run, corpus: Corpus, trainer: Trainer) -> dict:
     """Steps from the newest checkpoint to the last; returns the parameters."""
-    batches = corpus.train_batches(run.seed)
-
-    rows, length = run.data.batch_size, run.data.length
-
-    def batch_of(step: int) -> Batch:
-        place = trainer.layout.place_rows
-        windows = place(lambda start, stop: batches.rows(step, start, stop), (rows, length + 1))
-        if corpus.weigh_train is None:
-            return windows
-        return windows, place(lambda *of: batches.weights(step, *of), (rows, length))
-
+    batch_of = batch_reader(run, corpus, trainer.layout)
     keep = run.train.keep_last, run.train.keep_every
     with runs.Manager(run.folder, *keep) as manager, _noting(run, manager):
         try:
@@ -219,6 +210,7 @@ def _steps(
         UsageLog(run, corpus, trainer.decoder, first) as usage,
         StepTrace(run, first) as trace,
         preemption.awaited(),
+        contextlib.closing(prefetched(batch_of, range(first, run.train.steps))) as batches,
     ):
 
         def save(step: int, state: TrainState) -> None:
@@ -234,7 +226,7 @@ def _steps(
             usage.read(step, state.params)
             with trace.step(step):
                 with progress.waiting():
-                    batch = batch_of(step)
+                    batch = next(batches)
                 state, metrics = trainer.step(state, batch)
             trace.after(step, metrics)
             # Reads the step before this one, so that the device never waits for the host.

@@ -210,6 +210,7 @@ def _comparable(config: DecoderConfig) -> tuple:
     common = dataclasses.replace(
         config, pattern=(LayerSpec(),), compute_dtype="float32", attention="reference",
         remat="none", scan=True, bos=None, source=None, trained_length=None,
+        document_start=None, document_end=None,
     )  # fmt: skip
     return common, tuple(_comparable_layer(spec, config) for spec in config.layer_specs)
 

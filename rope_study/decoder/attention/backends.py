@@ -109,4 +109,5 @@ def attend_by(
     if backend == "cudnn":
         return cudnn.attend(q, k, v, spec.window, layout)
     cap = spec.score_function.cap if isinstance(spec.score_function, SoftCap) else None
-    return splash.attend(q, k, v, spec.window, spec.chunk, cap, layout)
+    documents = keys.get("documents")
+    return splash.attend(q, k, v, spec.window, spec.chunk, cap, layout, documents=documents)

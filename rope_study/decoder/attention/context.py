@@ -41,8 +41,9 @@ def attend(
     def run(q: Array, keys: Keys, inputs: ScoreInputs | None, rows: Array | None) -> Array:
         softmax = _softmax(spec, inputs, keys)
         return reference.attend(
-            q, keys["k"], keys["v"], spec.window, spec.chunk, softmax, rows, parts
-        )
+            q, keys["k"], keys["v"], spec.window, spec.chunk, softmax, rows, parts,
+            keys.get("documents"),
+        )  # fmt: skip
 
     split = _split(layout, q, rows)
     parts = 1 if split is None else split.shards("length")
@@ -78,8 +79,9 @@ def weight_sums(
     ) -> Array:
         softmax, block = _softmax(spec, inputs, keys), jnp.take(q, queries, axis=1)
         return reference.probabilities(
-            block, keys["k"], spec.window, spec.chunk, softmax, rows[queries], queries
-        )
+            block, keys["k"], spec.window, spec.chunk, softmax, rows[queries], queries,
+            documents=keys.get("documents"),
+        )  # fmt: skip
 
     def sum_over_weights(reduce: Callable[..., Any], *arrays: Array) -> Any:
         T, S = q.shape[1], keys["k"].shape[1]

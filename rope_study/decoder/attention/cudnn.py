@@ -19,6 +19,8 @@ def refusal(config: DecoderConfig, spec: LayerSpec, device: Any) -> str | None:
       device: a jax.Device; None stands for the newest GPU.
     """
     head_dim = config.of_layer(spec).head_dim
+    if config.masks_documents:
+        return "it has no masks of documents, which 'reference' and 'splash' have"
     if spec.chunk is not None:
         return "it has no chunks"
     if config.compute_dtype != "bfloat16":

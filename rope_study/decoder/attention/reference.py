@@ -21,9 +21,9 @@ LONG, QUERY_BLOCK = 2048, 512
 # The keys of a long text are cut into so many parts: a block of queries reads those up to its own.
 KEY_PARTS = 8
 
-# (logits f32[B, N, t, S], mask bool[t, S], queries int[t]) -> attention weights f32[B, N, t, S]:
-# what may stand in place of the masked softmax (see attention_scores). `queries` says which of
-# the T queries these are.
+# (logits f32[B, N, t, S], mask bool[t, S] or [B, 1, t, S], queries int[t]) -> attention weights
+# f32[B, N, t, S]: what may stand in place of the masked softmax (see attention_scores). `queries`
+# says which of the T queries these are.
 Softmax = Callable[[Array, Array, Array], Array]
 
 
@@ -63,6 +63,7 @@ def probabilities(
     rows: Array | None = None,
     queries: Array | None = None,
     places: Array | None = None,
+    documents: Array | None = None,
 ) -> Array:
     """Attention weights f32[B, N, T, S] of rotated q[B, T, N, H], k[B, S, K, H].
 
@@ -71,14 +72,23 @@ def probabilities(
       rows: int[T], the places of the queries among the keys; 0..T-1 where not given.
       queries: int[T], what `softmax` is told of the queries; 0..T-1 where not given.
       places: int[S], of the keys; 0..S-1 where not given.
+      documents: as in `attend`, of all keys.
     """
     T = q.shape[1]
     rows = jnp.arange(T) if rows is None else rows
     mask = causal_mask(rows, k.shape[1] if places is None else places, window, chunk)
+    if documents is not None:
+        mask = mask & _same_document(documents, rows, places)
     scaled = logits(q, k)
     if softmax is not None:
         return softmax(scaled, mask, jnp.arange(T) if queries is None else queries)
     return jax.nn.softmax(jnp.where(mask, scaled, -jnp.inf), axis=-1)
+
+
+def _same_document(documents: Array, rows: Array, places: Array | None) -> Array:
+    """bool[B, 1, T, S], whether query and key are of one: documents int[B, all keys]."""
+    of_keys = documents if places is None else jnp.take(documents, places, axis=1)
+    return (jnp.take(documents, rows, axis=1)[:, :, None] == of_keys[:, None, :])[:, None]
 
 
 def logits(q: Array, k: Array) -> Array:
@@ -114,6 +124,7 @@ def attend(
     softmax: Softmax | None = None,
     rows: Array | None = None,
     parts: int = 1,
+    documents: Array | None = None,
 ) -> Array:
     """Mixes values by causal attention: rotated q[B,T,N,H], k and v[B,S,K,H] -> [B,T,N,H].
 
@@ -124,10 +135,13 @@ def attend(
       softmax: stands in place of the masked softmax.
       rows: int[T], the places of the queries among the keys; 0..T-1 where not given.
       parts: how many devices share a block of queries; these are one's.
+      documents: int[B, S], the document that each key is of: a query reads none of others. All are
+        of one where not given.
     """
     blocks, rest = _split(q.shape[1], k.shape[1], parts)
     if blocks is None:
-        return mix(probabilities(q, k, window, chunk, softmax, rows), v)
+        weights = probabilities(q, k, window, chunk, softmax, rows, documents=documents)
+        return mix(weights, v)
 
     # The backward pass goes through a block again; it would hold the logits of all.
     @functools.partial(jax.checkpoint, static_argnums=(2,))
@@ -136,9 +150,10 @@ def attend(
         block = jnp.take(q, queries, axis=1)
         near_k, near_v = (jax.lax.dynamic_slice_in_dim(a, first, count, axis=1) for a in (k, v))
         at, places = queries if rows is None else rows[queries], first + jnp.arange(count)
-        return mix(
-            probabilities(block, near_k, window, chunk, softmax, at, queries, places), near_v
+        weights = probabilities(
+            block, near_k, window, chunk, softmax, at, queries, places, documents
         )
+        return mix(weights, near_v)
 
     def all_keys(queries: Array) -> Array:
         return of_block(queries, 0, k.shape[1])

@@ -2,8 +2,8 @@
 
 Tokamax calls the same kernel, but its last version for Python 3.11 has no windows in it, pins
 typeguard and brings pydantic, and where the host is not a TPU - where programs for one are
-compiled ahead - takes XLA's attention without saying so. The kernel also knows segments; batches
-here have none. B batch, T queries and keys, N query heads, K key/value heads, H head_dim.
+compiled ahead - takes XLA's attention without saying so. B batch, T queries and keys, N query
+heads, K key/value heads, H head_dim.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from rope_study.decoder.attention.reference import causal_mask
 from rope_study.sharding import Layout
 
 Array = jax.Array
+Segments = kernels.SegmentIds | None
 
 # Queries, and keys, of one step of the kernel. By compilation for v5e: 512 fits its memory up to
 # head_dim 512, in f32 too; at head_dim 256 1024 fits in bf16, 1024 queries by 2048 keys do not.
@@ -38,6 +39,7 @@ def attend(
     cap: float | None = None,
     layout: Layout | None = None,
     interpret: bool = False,
+    documents: Array | None = None,
 ) -> Array:
     """As reference.attend: rotated q[B, T, N, H], k and v[B, T, K, H] -> [B, T, N, H].
 
@@ -47,6 +49,7 @@ def attend(
       cap: logits become cap tanh(logits / cap).
       layout: its devices share batch, heads and length of q; keys and values they read whole.
       interpret: run it as plain JAX on any device, slowly, for tests.
+      documents: int[B, T], as in reference.attend; the kernel calls them segments.
     """
     _, T, N, H = q.shape
     layout = None if layout is None else dividing(layout, q.shape, k.shape[2])
@@ -56,28 +59,38 @@ def attend(
     kernel = _kernel(length, block, parts, window, chunk, cap, interpret)
     run = _exact if q.dtype == jnp.float32 else _call
 
-    def of_device(kernel: Any, q: Array, k: Array, v: Array) -> Array:
+    def of_device(kernel: Any, q: Array, k: Array, v: Array, segments: Segments) -> Array:
         """The heads and queries of one device: [b, t, n, H]."""
         if layout is not None:
             k, v = (own_heads(a, q.shape[2], N, layout) for a in (k, v))
-        of_rows = jax.vmap(run, in_axes=(None, 0, 0, 0))
-        return of_rows(kernel, *(a.swapaxes(1, 2) for a in (q, k, v))).swapaxes(1, 2)
+        of_rows = jax.vmap(run, in_axes=(None, 0, 0, 0, 0))
+        q, k, v = (a.swapaxes(1, 2) for a in (q, k, v))
+        return of_rows(kernel, q, k, v, segments).swapaxes(1, 2)
 
+    fill = [(0, 0), (0, length - T), (0, 0), (0, 0)]
+    segments = None
+    if documents is not None:
+        # What fills up is of a document of its own, so that its queries have keys too.
+        filled = jnp.pad(documents, fill[:2], constant_values=-1)
+        segments = kernels.SegmentIds(q=filled, kv=filled)
     if layout is not None:
         queries = layout.spec(("batch", "length", "heads", None))
         keys = layout.spec(("batch", None, "kv_heads", None))
+        of_segments = segments and segments._replace(
+            q=PartitionSpec(*queries[:2]), kv=PartitionSpec(*keys[:2])
+        )
         of_blocks = NamedSharding(layout.mesh, PartitionSpec(None, queries[1]))
         of_device = jax.shard_map(
             of_device,
             mesh=layout.mesh,
-            in_specs=(kernel.manual_sharding_spec(of_blocks), queries, keys, keys),
+            in_specs=(kernel.manual_sharding_spec(of_blocks), queries, keys, keys, of_segments),
             out_specs=queries,
             check_vma=False,  # the kernel does not say how its results vary over devices
         )
     # The kernel does not scale logits. Keys that fill the last block come after every query.
     q = (q.astype(jnp.float32) * H**-0.5).astype(q.dtype)
-    fill = [(0, 0), (0, length - T), (0, 0), (0, 0)]
-    return of_device(kernel, *(jnp.pad(a, fill) for a in (q, k, v)))[:, :T]
+    q, k, v = (jnp.pad(a, fill) for a in (q, k, v))
+    return of_device(kernel, q, k, v, segments)[:, :T]
 
 
 # --- the kernel -------------------------------------------------------------------------------
@@ -143,30 +156,30 @@ def _kernel(
     return jax.tree.map(np.asarray, kernel)  # which any mesh takes
 
 
-def _call(kernel: Any, q: Array, k: Array, v: Array) -> Array:
-    """[N, T, H] of one text: q[N, T, H], k and v[K, T, H]."""
-    return kernel(q, k, v)
+def _call(kernel: Any, q: Array, k: Array, v: Array, segments: Segments) -> Array:
+    """[N, T, H] of one text: q[N, T, H], k and v[K, T, H], segments int[T] of both."""
+    return kernel(q, k, v, segments)
 
 
 @jax.custom_vjp
-def _exact(kernel: Any, q: Array, k: Array, v: Array) -> Array:
+def _exact(kernel: Any, q: Array, k: Array, v: Array, segments: Segments) -> Array:
     """`_call` in f32. The kernel asks for no precision, and a TPU would round what it multiplies.
 
     The setting holds while the kernel is traced, which for its gradients is later: hence a rule of
     our own, that runs the kernel forward once more.
     """
     with jax.default_matmul_precision("highest"):
-        return kernel(q, k, v)
+        return kernel(q, k, v, segments)
 
 
-def _exact_forward(kernel, q, k, v):
-    return _exact(kernel, q, k, v), (kernel, q, k, v)
+def _exact_forward(kernel, q, k, v, segments):
+    return _exact(kernel, q, k, v, segments), (kernel, q, k, v, segments)
 
 
 def _exact_backward(saved, g):
-    kernel, *inputs = saved
+    kernel, *inputs, segments = saved
     with jax.default_matmul_precision("highest"):
-        return None, *jax.vjp(kernel, *inputs)[1](g)
+        return None, *jax.vjp(lambda *qkv: kernel(*qkv, segments), *inputs)[1](g), None
 
 
 _exact.defvjp(_exact_forward, _exact_backward)
