@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import released_continued
-import released_more_tables
 import xarray
 from matplotlib.figure import Figure
 
@@ -51,15 +50,6 @@ def tables() -> dict[str, str]:
     made["Heads that keep their pattern"] = kept()
     made["Passkeys"] = passkeys()
     made["What probes read"] = probed()
-    for name in (
-        "norms_by_kind",
-        "positional_logits",
-        "sink_logits",
-        "first_tokens",
-        "reach",
-        "by_domain",
-    ):
-        made[name.replace("_", " ")] = markdown(*getattr(released_more_tables, name)())
     made["Continued training"] = markdown(*released_continued.losses())
     made["Fastest and slowest pairs"] = fastest_and_slowest()
     return made
