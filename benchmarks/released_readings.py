@@ -1,7 +1,7 @@
 """Tables of docs/released_models.md on single heads, the first token and domains of text.
 
-From the files of released_heads.py and of released_causes.py alone; released_tables.py prints these
-with the others.
+From the files of released_heads.py and released_causes.py alone; released_tables.py prints these
+with its own, and reads the same folders.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from rope_study.decoder import attention
 
 RESULTS = Path(__file__).parents[1] / "results" / "released"
 MODELS = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
-WIKI = "wiki"
+WIKI = "wiki"  # the text, unless a table says otherwise
 DOMAINS = {
     WIKI: "Wikipedia",
     "instructions": "instructions",
@@ -141,11 +141,17 @@ def reach() -> Table:
     return head, rows
 
 
-def measured_domains(model: str) -> Iterator[tuple[str, str]]:
-    """The domains that there are of a model, and their titles."""
+def measured_domains(model: str, name: str) -> Iterator[tuple[str, str]]:
+    """The domains in which there is that file of a model, and their titles."""
     for domain, title in DOMAINS.items():
-        if (RESULTS / model / domain / "bands.nc").exists():
+        if (RESULTS / model / domain / f"{name}.nc").exists():
             yield domain, title
+
+
+def usage_by_domain(model: str) -> dict[str, xarray.Dataset]:
+    """Fig. 19: frequency usage by title of the domain."""
+    domains = measured_domains(model, "frequency_usage")
+    return {title: dataset(model, "frequency_usage", domain) for domain, title in domains}
 
 
 def by_domain() -> Table:
@@ -160,7 +166,7 @@ def by_domain() -> Table:
     head = ["model, text", "loss", *edits, "sinks above 0.3", "outliers of q within a turn", "of k"]
     rows = []
     for model, title in MODELS.items():
-        for domain, text in measured_domains(model):
+        for domain, text in measured_domains(model, "bands"):
             bands = dataset(model, "bands", domain)
             outliers = dataset(model, "rotary_outliers", domain)
             differences = bands.loss_difference.sel(intervention=list(edits.values())).values
