@@ -154,6 +154,22 @@ def usage_by_domain(model: str) -> dict[str, xarray.Dataset]:
     return {title: dataset(model, "frequency_usage", domain) for domain, title in domains}
 
 
+def norms_by_domain() -> Table:
+    """Fig. 19 in numbers: correlation of norms with those on Wikipedia, over heads and pairs."""
+    head = ["layers, text", "queries", "keys", "values"]
+    rows = []
+    for model in MODELS:
+        usages = usage_by_domain(model)
+        wiki = usages.pop(DOMAINS[WIKI])
+        for title, layers in layer_kinds(model, wiki.sizes["layer"]).items():
+            for text, usage in usages.items():
+                pairs = [
+                    [of[name][layers].values.ravel() for of in (wiki, usage)] for name in "qkv"
+                ]
+                rows.append([f"{title}, {text}", *(f"{np.corrcoef(*p)[0, 1]:.3f}" for p in pairs)])
+    return head, rows
+
+
 def by_domain() -> Table:
     """What differs from text to text: loss, the fastest and slowest eighths, sinks and outliers."""
     edits = {
@@ -186,5 +202,6 @@ TABLES = {
     "Logits of sinks": sink_logits,
     "First tokens": first_tokens,
     "Reach of a changed token": reach,
+    "Norms by domain": norms_by_domain,
     "Domains": by_domain,
 }
