@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200_000, help="Read at each length.")
     parser.add_argument("--batch", type=int, default=8192, help="Tokens at once, or one window.")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--edits", nargs="+", help="Of bands, these alone: 'ablate 0, all layers'.")
+    parser.add_argument("--copies", type=int, default=32, help="Of random tokens, with bands.")
     parser.add_argument("--questions", type=int, default=64, help="Of passkey, at each length.")
     parser.add_argument("--passkeys", type=int, nargs="+", default=[512, 2048], help="Lengths.")
     arguments = parser.parse_args()
@@ -84,7 +86,14 @@ def main() -> None:
         save(name, dataset)
     if "bands" in arguments.parts:
         batches = texts(WINDOW, arguments.tokens // 8)
-        save("bands", by_band(decoder, params, batches, datasets))
+        edits = dict(_band_edits(decoder, datasets))
+        if unknown := set(arguments.edits or ()) - edits.keys():
+            parser.error(f"--edits: {', '.join(unknown)} is none of {', '.join(edits)}")
+        if arguments.edits:
+            edits = {name: edits[name] for name in arguments.edits}
+        copies = {"copies": arguments.copies, "copy_length": 64}
+        measured = measure(decoder, params, batches, edits, attention=False, **copies)
+        save("bands", measured)
     if "heads" in arguments.parts:
         batches = texts(WINDOW, arguments.tokens // 24)
         save("heads", by_head(decoder, params, batches, datasets))
@@ -164,17 +173,10 @@ def probed(
     return datasets | {"head_names": probes.name_heads(datasets["head_patterns"])}
 
 
-def by_band(
-    decoder: Decoder, params: dict, texts: list[Batch], datasets: Mapping[str, xarray.Dataset]
-) -> xarray.Dataset:
-    """Every eighth of the pairs edited, by kind of layer and of head, and controls of its norm."""
-    edits = dict(_band_edits(decoder, datasets))
-    return measure(decoder, params, texts, edits, attention=False, copies=32, copy_length=64)
-
-
 def _band_edits(
     decoder: Decoder, datasets: Mapping[str, xarray.Dataset]
 ) -> Iterator[tuple[str, Intervention]]:
+    """Every eighth of the pairs edited, by kind of layer and of head, and controls of its norm."""
     usage, names = datasets["frequency_usage"], datasets["head_names"].name.values
     eighths = np.array_split(np.arange(decoder.config.head_dim // 2), BANDS)
     groups = {str(kind): np.argwhere(names == kind) for kind in np.unique(names)}

@@ -3,12 +3,12 @@ r"""Single heads of a released model, pair by pair, and its first token: two CPU
     python benchmarks/released_heads.py --checkpoint=model.gguf --text=wiki.jsonl \
         --out=results/released/smollm2/wiki
 
-The heads are the surest of each kind, of local and of global layers apart; their names are those in
-the folder's head_names.nc (released_causes.py). Written beside it: attention on the beginning of
-the text and norms by pair (Figs. 5 and 6), attention and logits by band (Fig. 7), one logit by pair
-(Tables 3 to 5), and as NetCDF `logits`, what every pair of every head adds to logits on its own
-token, the one before, the first and others, beside the bounds, and `first_token`, what becomes of
-attention and loss with another first token, and how far a changed token reaches.
+The heads are the surest of each kind, of local and of global layers apart; their names, and norms,
+are those that released_causes.py wrote into the folder. Written beside them: attention on the
+beginning of the text and norms by pair (Figs. 5 and 6), attention and logits by band (Fig. 7), one
+logit by pair (Tables 3 to 5), and as NetCDF `logits`, what every pair of every head adds to logits
+on its own token, the one before, the first and others, beside the bounds, and `first_token`, what
+becomes of attention and loss with another first token, and how far a changed token reaches.
 """
 
 import argparse
@@ -34,6 +34,8 @@ LENGTH = 256  # tokens of a text; below the window of Gemma 3's local layers
 SPREAD_LENGTH, SPREAD_PLACE = 64, 16
 KEYS = ["own", "previous", "first", "others"]  # of a query from the third on
 BANDS = {"fast": slice(0, 1), "middle": slice(1, 3), "slow": slice(3, 4)}  # quarters of the pairs
+PARTS = ["logits", "first_token", "figures"]
+BY_BAND = 24  # tokens that can be read along the axes of Fig. 7
 DPI = 60
 
 
@@ -44,23 +46,30 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="What data.read_documents takes.")
     parser.add_argument("--out", type=Path, required=True, help="A folder with head_names.nc.")
     parser.add_argument("--texts", type=int, default=16, help=f"Of {LENGTH} tokens each.")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     arguments = parser.parse_args()
-    named = xarray.load_dataset(arguments.out / "head_names.nc")
+    named, usage = (
+        xarray.load_dataset(arguments.out / f"{name}.nc")
+        for name in ("head_names", "frequency_usage")
+    )
     decoder, params = checkpoints.load(arguments.checkpoint)
     tokenizer = checkpoints.load_tokenizer(arguments.checkpoint)
     pieces = data.pieces(data.read_documents(arguments.text))
     stream = [tokenizer.encode(piece) for piece in pieces[: 4 * arguments.texts]]
     batches = windows(stream, tokenizer.bos, LENGTH, LENGTH * arguments.texts, 8 * LENGTH)
     text = Path(arguments.text).name
-    wanted = [LOGITS, probes.frequency_usage]
-    measured = probes.run(decoder, params, batches, wanted, text=text)
-    write(arguments.out, text, "logits", measured["logits"])
-    write(arguments.out, text, "first_token", first_token(decoder, params, batches))
-    ids = batches[0][0][0, :MOST_LABELS]
-    labelled = f"{len(ids)} tokens of {text}"
-    drawn = draw(decoder, params, ids, tokenizer.pieces(ids), measured, named, labelled)
-    for name, figure in drawn.items():
-        figure.savefig(arguments.out / f"{name}.png", dpi=DPI)
+    if "logits" in arguments.parts:
+        logits = probes.run(decoder, params, batches, [LOGITS], text=text)["logits"]
+        write(arguments.out, text, "logits", logits)
+    if "first_token" in arguments.parts:
+        write(arguments.out, text, "first_token", first_token(decoder, params, batches))
+    if "figures" in arguments.parts:
+        ids = batches[0][0][0, :MOST_LABELS]
+        heads = chosen_heads(decoder, named)
+        drawn = {"fig_06_head_usage": figures.head_usage(usage, heads)}
+        drawn |= draw(decoder, params, ids, tokenizer.pieces(ids), heads, text)
+        for name, figure in drawn.items():
+            figure.savefig(arguments.out / f"{name}.png", dpi=DPI)
 
 
 # --- logits by pair ---------------------------------------------------------------------------
@@ -172,38 +181,37 @@ def draw(
     params: dict,
     ids: np.ndarray,
     pieces: list[str],
-    measured: Mapping[str, xarray.Dataset],
-    named: xarray.Dataset,
+    heads: Mapping[str, tuple[int, int]],
     text: str,
 ) -> dict[str, Any]:
-    """The figures by the names of their files."""
-    heads = chosen_heads(decoder, named)
+    """What heads do on the beginning of a text, by the names of files."""
     maps = {
         label: probes.attention_map(decoder, params, ids, *place, pieces=pieces).assign_attrs(
-            text=text
+            text=f"{len(ids)} tokens of {text}"
         )
         for label, place in heads.items()
     }
-    drawn = {
-        "fig_05_attention_patterns": figures.attention_patterns(maps),
-        "fig_06_head_usage": figures.head_usage(measured["frequency_usage"], heads),
-    }
+    drawn: dict[str, Any] = {"fig_05_attention_patterns": figures.attention_patterns(maps)}
     quarter = decoder.config.head_dim // 8
     bands = {
         f"{name} pairs": list(range(quarter * part.start, quarter * part.stop))
         for name, part in BANDS.items()
     }
+    short = slice(BY_BAND)
     for label, place in heads.items():
         kind = label.split(",")[0].replace(": ", "_")
+        if not kind.endswith(("sink", "delimiter", "previous", "diagonal")):
+            continue
         added = probes.contribution_map(decoder, params, ids, *place, pieces=pieces)
-        if kind.endswith(("sink", "delimiter", "previous", "diagonal")):
-            drawn[f"fig_07_{kind}"] = figures.attention_by_band(maps[label], added, bands)
+        attention, logits = (of.isel(query=short, key=short) for of in (maps[label], added))
+        attention = attention.assign_attrs(text=f"{BY_BAND} tokens of {text}")
+        drawn[f"fig_07_{kind}"] = figures.attention_by_band(attention, logits, bands)
+        if kind.endswith("sink"):
             drawn[f"fig_07_first_token_{kind}"] = figures.first_token_by_pair(added)
         if kind.endswith(("previous", "diagonal")):
-            key = len(ids) // 2 - kind.endswith("previous")
-            logit = probes.contributions(
-                decoder, params, ids, *place, query=len(ids) // 2, key=key, pieces=pieces
-            )
+            query = len(ids) // 2
+            at = {"query": query, "key": query - kind.endswith("previous")}
+            logit = probes.contributions(decoder, params, ids, *place, **at, pieces=pieces)
             drawn[f"tables_3_to_5_{kind}"] = figures.logit_by_pair(logit)
     return drawn
 

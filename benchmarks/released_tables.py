@@ -7,18 +7,17 @@ the files. A test compares the page with what is printed.
 """
 
 import math
-from pathlib import Path
 
 import numpy as np
 import released_continued
+import released_readings
 import xarray
 from matplotlib.figure import Figure
+from released_readings import MODELS, RESULTS, WIKI, dataset
 
+from rope_study import figures
 from rope_study.figures.style import KIND_COLOURS, line_style, new_figure
 
-RESULTS = Path(__file__).parents[1] / "results" / "released"
-DOMAIN = "wiki"  # unless a table says otherwise
-MODELS = {"smollm2": "SmolLM2", "gemma3": "Gemma 3"}
 SPARED = 0.01  # nats a token: what may be lost where rotation is said to cost nothing
 THETA = {"all": 1e5, "local": 1e4, "global": 1e6}  # of SmolLM2, and of Gemma 3's kinds of layers
 WINDOW = 512  # of Gemma 3's local layers
@@ -32,9 +31,13 @@ def main() -> None:
     for name, table in tables().items():
         print(f"{name}\n\n{table}\n")
     for key, title in MODELS.items():
-        folder = RESULTS / key / DOMAIN
+        folder = RESULTS / key / WIKI
         rotation_needed(key, title).savefig(folder / "rotation_needed.png", dpi=90)
         patterns_kept(key, title).savefig(folder / "patterns_kept.png", dpi=90)
+        domains = released_readings.usage_by_domain(key)
+        if len(domains) > 1:
+            figure = figures.usage_by_domain(domains)
+            figure.savefig(RESULTS / key / "fig_19_usage_by_domain.png", dpi=60)
     for name in ("by_position", "usage"):
         figure = getattr(released_continued, name)()
         figure.savefig(released_continued.FOLDER / f"{name}.png", dpi=80)
@@ -50,19 +53,16 @@ def tables() -> dict[str, str]:
     made["Heads that keep their pattern"] = kept()
     made["Passkeys"] = passkeys()
     made["What probes read"] = probed()
+    for title, table in released_readings.TABLES.items():
+        made[title] = markdown(*table())
     made["Continued training"] = markdown(*released_continued.losses())
     made["Fastest and slowest pairs"] = fastest_and_slowest()
     return made
 
 
-def dataset(model: str, name: str) -> xarray.Dataset:
-    """One of the files of a model."""
-    return xarray.load_dataset(RESULTS / model / DOMAIN / f"{name}.nc")
-
-
 def rotations(model: str) -> dict[int, xarray.Dataset]:
     """What `rotation` measured, by length."""
-    names = [path.stem for path in (RESULTS / model / DOMAIN).glob("rotation_*.nc")]
+    names = [path.stem for path in (RESULTS / model / WIKI).glob("rotation_*.nc")]
     lengths = sorted(int(name.split("_")[1]) for name in names)
     return {length: dataset(model, f"rotation_{length}") for length in lengths}
 
@@ -223,7 +223,7 @@ def passkeys() -> str:
         f"{title}, {length}": dataset(model, f"passkey_{length}").right.mean("question")
         for model, title in MODELS.items()
         for length in (512, 2048)
-        if (RESULTS / model / DOMAIN / f"passkey_{length}.nc").exists()
+        if (RESULTS / model / WIKI / f"passkey_{length}.nc").exists()
     }
     rows = [
         [name, *(f"{float(right.sel(intervention=name)):.2f}" for right in columns.values())]

@@ -110,3 +110,13 @@ def test_never_holds_all_logits():
     compiled = jax.jit(jax.grad(chunked, argnums=(0, 1))).lower(x, embedding).compile()
     bytes_of_logits = 4 * 256 * 512 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < bytes_of_logits / 2
+
+
+def test_chunks_are_of_one_size(inputs):
+    """9 tokens in chunks of at most 8 are twice 5: as 8 and 1 the last would take as long."""
+    x, embedding, targets, _ = inputs
+    jaxpr = jax.make_jaxpr(lambda *args: loss.token_losses(*args, None, 8))(
+        x[:1, :9], embedding, targets[:1, :9]
+    )
+    (scan,) = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan")
+    assert (2, 5, D) in [operand.aval.shape for operand in scan.invars]

@@ -18,6 +18,7 @@ from rope_study.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import released
+import released_heads
 import released_tables
 
 
@@ -107,6 +108,36 @@ def test_unexpected_numbers_are_refused(change, match):
     changed = measured | change | ({"bands": bands(8)} if "bands" in change else {})
     with pytest.raises(UserError, match=match):
         released.check("m", expected, changed)
+
+
+def test_logits_by_pair_are_those_of_the_map():
+    """Means over queries from the third on, with grouped queries; the bound is reached alone."""
+    config = presets.tiny()
+    params = random_parameters(config)
+    tokens = np.random.default_rng(0).integers(1, config.vocab_size, (1, 7)).astype(np.int32)
+    text = [(tokens, np.ones(tokens.shape, np.float32))]
+    logits = probes.run(Decoder(config), params, text, [released_heads.LOGITS])["logits"]
+    layer, head = config.layers - 1, config.heads - 1
+    added = probes.contribution_map(Decoder(config), params, tokens[0], layer, head).values
+    queries = range(2, 7)
+    expected = {
+        "own": [added[t, t] for t in queries],
+        "previous": [added[t, t - 1] for t in queries],
+        "first": [added[t, 0] for t in queries],
+        "others": [added[t, 1:t].mean(axis=0) for t in queries],
+    }
+    for key, rows in expected.items():
+        by_pair = logits.isel(layer=layer, head=head).sel(key=key)
+        np.testing.assert_allclose(
+            by_pair.contribution, np.mean(rows, axis=0), rtol=1e-4, atol=1e-6
+        )
+        assert (abs(by_pair.contribution) <= by_pair.bound + 1e-6).all()
+    place = {"query": 5, "key": 4}
+    one = probes.contributions(Decoder(config), params, tokens[0], layer, head, **place)
+    two = [(tokens[:, :6], np.arange(6)[None] == 5)]
+    alone = probes.run(Decoder(config), params, two, [released_heads.LOGITS])["logits"]
+    bound = alone.bound.isel(layer=layer, head=head).sel(key="previous")
+    np.testing.assert_allclose(bound, one.bound, rtol=1e-4)
 
 
 def test_tables_of_the_pages_are_those_of_the_files():
