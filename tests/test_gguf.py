@@ -19,7 +19,6 @@ from rope_study.checkpoints.gguf import open_checkpoint
 from rope_study.checkpoints.weight_map import parameter_at
 from rope_study.decoder import Decoder, presets, variants
 from rope_study.errors import UserError
-from rope_study.probes.run import describe
 
 TINY = dataclasses.replace(presets.tiny(), vocab_size=96, d_model=32, head_dim=16, mlp_hidden=64)
 LLAMA = dataclasses.replace(
@@ -88,7 +87,7 @@ def test_quantised_tensors_are_what_the_package_makes_of_them(quantisation, tmp_
         )
         assert 0 < rounding.max() < 0.2 * np.abs(expected).max()
     assert decoder.config.source == f"tiny, {quantisation}"
-    assert describe(decoder.config).startswith(f"tiny, {quantisation}, 2 layers")
+    assert variants.describe(decoder.config).startswith(f"tiny, {quantisation}, 2 layers")
 
 
 @pytest.mark.parametrize("index", [(slice(3, 9),), (slice(0, 4), slice(8, 40))])

@@ -37,7 +37,6 @@ from rope_study.rotary import Rotary
 
 with epy.lazy_imports():  # half a second that only runs need, which are opened later
     import orbax.checkpoint as ocp
-    from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
     from rope_study.checkpoints import manifest
 
@@ -149,6 +148,7 @@ class Manager:
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0):
         """Saving leaves the newest `keep_last`, and those of steps in `keep_every`, where not 0."""
         self.folder = paths.absolute(folder / CHECKPOINTS)
+        policies = ocp.checkpoint_managers
         keep: list[Any] = [policies.LatestN(keep_last)]
         keep += [policies.EveryNSteps(keep_every)] if keep_every else []
         options = ocp.CheckpointManagerOptions(
