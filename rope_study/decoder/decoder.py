@@ -233,7 +233,9 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Array) -> Array:
         """tokens int[B, T] -> [B, T, D] in the compute dtype."""
-        if not isinstance(tokens, jax.core.Tracer) and getattr(tokens, "is_fully_addressable", True):
+        if not isinstance(tokens, jax.core.Tracer) and getattr(
+            tokens, "is_fully_addressable", True
+        ):
             check_ids(self.config, np.asarray(tokens))
         dtype = jnp.dtype(self.config.compute_dtype)
         x = self._look_up(self.embedding, tokens).astype(dtype)
