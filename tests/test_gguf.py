@@ -18,8 +18,8 @@ from rope_study import checkpoints, data, rotary
 from rope_study.checkpoints.gguf import open_checkpoint
 from rope_study.checkpoints.weight_map import parameter_at
 from rope_study.decoder import Decoder, presets, variants
+from rope_study.decoder.variants import describe
 from rope_study.errors import UserError
-from rope_study.probes.run import describe
 
 TINY = dataclasses.replace(presets.tiny(), vocab_size=96, d_model=32, head_dim=16, mlp_hidden=64)
 LLAMA = dataclasses.replace(
@@ -369,5 +369,5 @@ def test_text_of_the_metadata_that_is_not_utf8(tmp_path):
     tokenizer_of(tmp_path, **SPIECE)
     file = tmp_path / "t.gguf"
     file.write_bytes(file.read_bytes().replace(b"<0xA9>", b"<0x\xff9>"))
-    with pytest.raises(UserError, match="t.gguf is damaged: tokenizer.ggml.tokens is not UTF-8"):
+    with pytest.raises(UserError, match=r"t.gguf is damaged: tokenizer.ggml.tokens is not UTF-8"):
         data.load_tokenizer(file)

@@ -34,7 +34,7 @@ class SentencePieceTokenizer(FileTokenizer):
             file = str(local_copy(self._file))
             self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
             self._words = Words(self._processor) if Words.apply_to(self._processor) else None
-        except (RuntimeError, OSError, UnicodeDecodeError) as error:
+        except (RuntimeError, OSError, UnicodeDecodeError, TypeError) as error:  # not UTF-8: bytes
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
             ) from error
