@@ -186,6 +186,8 @@ def test_fingerprint_sees_text_order_boundaries_and_sides():
         ("table.csv", "text\nx", "table.csv' is a table: write its texts as JSON Lines"),
         ("table.tsv.gz", gzip.compress(b"text", mtime=0), "table.tsv.gz' is a table"),
         ("a.zip", b"PK\x03\x04 rest", "a.zip' is no text but a zip archive: unpack it"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c rest", "a.7z' is no text but a 7z archive: unpack it"),
+        ("a.lz4", b"\x04\x22\x4d\x18 rest", "a.lz4' is no text but compressed by LZ4: unpack it"),
         ("a.parquet", b"PAR1 rest", "a.parquet' is no text but Parquet: make a store of it"),
         ("a.arrow", b"ARROW1 rest", "a.arrow' is no text but Arrow: make a store of it"),
         ("b.arrow", b"\xff\xff\xff\xff rest", "b.arrow' is no text but Arrow"),

@@ -353,10 +353,20 @@ def test_saved_it_is_the_same(fields, tmp_path):
         (SPIECE | {"model": "t5"}, "'t5' is not supported"),
         (SPIECE | {"scores": None}, "has no tokenizer.ggml.scores"),
         (SPIECE | {"tokens": None}, "has no tokenizer.ggml.tokens"),
+        (SPIECE | {"model": ["llama"]}, r"\['llama'\] is not supported"),
         (BYTE_LEVEL | {"merges": ["x y"]}, "does not fit together"),
+        (BYTE_LEVEL | {"merges": ["ab"]}, "does not fit together"),
     ],
 )
 def test_tokenizers_that_are_refused(fields, match, tmp_path):
     with pytest.raises(UserError, match=match) as error:
         tokenizer_of(tmp_path, **fields)
-    assert "t.gguf" in str(error.value)
+    assert "t.gguf" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_text_of_the_metadata_that_is_not_utf8(tmp_path):
+    tokenizer_of(tmp_path, **SPIECE)
+    file = tmp_path / "t.gguf"
+    file.write_bytes(file.read_bytes().replace(b"<0xA9>", b"<0x\xff9>"))
+    with pytest.raises(UserError, match=r"t.gguf is damaged: tokenizer.ggml.tokens is not UTF-8"):
+        data.load_tokenizer(file)

@@ -47,6 +47,7 @@ CALLS = {
     "evaluate": lambda d, p, t, w: evaluate(d, p, [(t, w)]),
     "attention_maps": lambda d, p, t, w: probes.attention_maps(d, p, t[0]),
     "token_influence": lambda d, p, t, w: probes.token_influence(d, p, t[0]),
+    "Decoder.apply": lambda d, p, t, w: d.apply({"params": p}, t),
     "compare": lambda d, p, t, w: checkpoints.compare(d, p, {"tokens": t, "logits": np.ones(1)}),
 }
 
@@ -60,7 +61,7 @@ def test_ids_that_the_model_does_not_have(model, name, bad):
         CALLS[name](*model, tokens, WEIGHTS)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "compare"])
+@pytest.mark.parametrize("name", [*CALLS][:-2])
 def test_texts_without_the_bos_that_a_model_needs(model, name):
     decoder = Decoder(GEMMA, one_device())
     with pytest.raises(UserError, match=r"begins with token 5, and this model needs BOS, 2"):

@@ -671,6 +671,52 @@ def test_tokenizers_that_cannot_be_loaded(tmp_path):
         refuse_tokenizer(message, data.load_tokenizer, spec)
 
 
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece", "llama2c", "byte_level", "gemma"])
+def test_any_damaged_file_is_one_clear_error(kind, models, tmp_path):
+    """Bytes changed anywhere; what still is a tokenizer works."""
+    whole, draw = Path(models[kind]).read_bytes(), random.Random(0)
+    path, errors = tmp_path / Path(models[kind]).name, 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 3, 20))):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            tokenizer = data.load_tokenizer(path)
+            tokens, _ = tokenizer.encode_batch(["the cat é", "mats"])
+            tokenizer.decode(tokens[0])
+            tokenizer.pieces(tokens[0])
+        except UserError as error:
+            assert path.name in str(error) and "\n" not in str(error)
+            errors += 1
+    assert errors > 10
+
+
+def test_pieces_that_are_not_utf8_are_no_sentencepiece_model(models, tmp_path):
+    path = tmp_path / "t.model"
+    content = Path(models["bpe"]).read_bytes()
+    path.write_bytes(content.replace("▁t".encode(), b"\xff\xff\xfft", 1))
+    refuse_tokenizer("t.model' is not a SentencePiece model", data.load_tokenizer, path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"vocab": {"a": 0, "b": 2**31}, "merges": []}, "id 2147483648 is more than int32 holds"),
+        ({"continuing_subword_prefix": "deep"}, "range end index"),  # the library panics
+    ],
+)
+def test_what_the_library_trips_over_is_one_line(change, message, tmp_path):
+    vocabulary = {"a": 0, "b": 1, "ab": 2}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]} | change
+    beside(tmp_path / "x", "tokenizer.json", {"version": "1.0", "added_tokens": [], "model": model})
+    refuse_tokenizer(
+        rf"tokenizer.json' is not a tokenizer.json of Hugging Face \({message}",
+        data.load_tokenizer,
+        tmp_path / "tokenizer.json",
+    )
+
+
 # --- by the word ------------------------------------------------------------------------------
 
 TRAINED = {

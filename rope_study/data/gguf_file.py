@@ -48,9 +48,18 @@ class GGUFFile:
             )
 
     def value(self, key: str, default: Any = None) -> Any:
-        """What the metadata has under a key: a number, a string or a list."""
+        """What the metadata has under a key: a number, a string or a list.
+
+        Raises:
+          UserError: a string that is not UTF-8.
+        """
         field = self._fields.get(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.file} is damaged: {key} is not UTF-8 ({error}); copy or download it again"
+            ) from error
 
     def required(self, key: str) -> Any:
         """The same; UserError where the file does not say."""

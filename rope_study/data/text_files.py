@@ -32,6 +32,8 @@ WRITE_JSONL = 'write its texts as JSON Lines, {"text": "..."} a line'
 FORMATS = {
     (0, b"PK\x03\x04"): "a zip archive: unpack it",
     (257, b"ustar"): "a tar archive: unpack it",
+    (0, b"7z\xbc\xaf\x27\x1c"): "a 7z archive: unpack it",
+    (0, b"\x04\x22\x4d\x18"): "compressed by LZ4: unpack it",
     (0, b"PAR1"): f"Parquet: {PREPARE}",
     (0, b"ARROW1"): f"Arrow: {PREPARE}",
     (0, b"\xff\xff\xff\xff"): f"Arrow: {PREPARE}",

@@ -5,7 +5,7 @@ inputs.py checks what they are given. Norms, query scales, score functions and l
 added to their registries.
 """
 
-from rope_study.decoder.config import DecoderConfig, LayerSpec
+from rope_study.decoder.config import DecoderConfig, LayerSpec, check_ids
 from rope_study.decoder.decoder import (
     Decoder,
     parameter_count,
@@ -14,7 +14,6 @@ from rope_study.decoder.decoder import (
 from rope_study.decoder.hooks import CONSTANTS, HOOK_POINTS, Edit, Probe
 from rope_study.decoder.inputs import (
     check_bos,
-    check_ids,
     check_length,
     check_params,
     check_text,

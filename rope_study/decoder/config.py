@@ -210,3 +210,16 @@ def _check_source(place: int, config: DecoderConfig) -> None:
             f"keys_from={spec.keys_from} at place {place} of the pattern: it must be an earlier"
             " place with keys of its own and the same kv_heads and head_dim"
         )
+
+
+def check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
+    """Refuses ids int[...] that have no row in the embedding."""
+    rows = config.vocab_size
+    if config.per_layer_dim:
+        rows = min(rows, config.per_layer_vocab_size)
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        raise UserError(
+            f"the text has ids from {ids.min()} to {ids.max()}, not 0..{rows - 1}, which the model"
+            " has: is the tokenizer another model's, or padding an id of its own?",
+            "tokens",
+        )

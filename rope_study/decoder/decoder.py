@@ -11,9 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rope_study.decoder import attention, loss
-from rope_study.decoder.config import DecoderConfig, LayerSpec
+from rope_study.decoder.config import DecoderConfig, LayerSpec, check_ids
 from rope_study.decoder.documents import in_window
 from rope_study.decoder.hooks import Edit, Probe
 from rope_study.decoder.layer import (
@@ -87,7 +88,7 @@ class Decoder(nn.Module):
     ) -> tuple[Array, dict[str, list]]:
         """Logits f32[B, T, V] for tokens int[B, T], and what the probes measured.
 
-        Ids are not looked at, as a compiled program cannot refuse them: one outside the vocabulary
+        A program that is compiled as a whole cannot refuse ids: there one outside the vocabulary
         is read as another. `check_tokens` refuses it on the host.
 
         Args:
@@ -99,6 +100,9 @@ class Decoder(nn.Module):
 
         Returns:
           (logits, aux): aux[probe.name][layer] is what that probe measured there.
+
+        Raises:
+          UserError: an id outside the vocabulary, outside of `jax.jit`.
         """
         x, aux = self.features(tokens, positions, probes=probes, weights=weights, edit=edit)
         return self._logits(x), aux
@@ -237,6 +241,10 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Array) -> Array:
         """tokens int[B, T] -> [B, T, D] in the compute dtype."""
+        if not isinstance(tokens, jax.core.Tracer) and getattr(
+            tokens, "is_fully_addressable", True
+        ):
+            check_ids(self.config, np.asarray(tokens))
         dtype = jnp.dtype(self.config.compute_dtype)
         x = self._look_up(self.embedding, tokens).astype(dtype)
         if self.config.scale_embedding:

@@ -1,7 +1,7 @@
 """What a decoder may be given: its parameters, ids that it has, BOS, padding on the right.
 
 Looked at on the host, before anything is placed on devices: on them an id outside the table would
-quietly become another one. `Decoder.apply` is the user's own program and checks nothing.
+quietly become another one. `Decoder.apply` itself checks ids only, and only outside of `jax.jit`.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rope_study.data import Tokenizer
-from rope_study.decoder.config import DecoderConfig
+from rope_study.decoder.config import DecoderConfig, check_ids
 from rope_study.decoder.decoder import parameter_tree
 from rope_study.errors import UserError
 
@@ -132,19 +132,6 @@ def _is_padded_left(ids: np.ndarray, weights: np.ndarray) -> bool:
     return any(
         count and (row[:count] == row[0]).all() for row, count in zip(ids, uncounted, strict=True)
     )
-
-
-def check_ids(config: DecoderConfig, ids: np.ndarray) -> None:
-    """Refuses ids int[...] that have no row in the embedding."""
-    rows = config.vocab_size
-    if config.per_layer_dim:
-        rows = min(rows, config.per_layer_vocab_size)
-    if ids.size and (ids.min() < 0 or ids.max() >= rows):
-        raise UserError(
-            f"the text has ids from {ids.min()} to {ids.max()}, not 0..{rows - 1}, which the model"
-            " has: is the tokenizer another model's, or padding an id of its own?",
-            "tokens",
-        )
 
 
 def check_bos(config: DecoderConfig, ids: np.ndarray) -> None:

@@ -56,7 +56,7 @@ class GGUFTokenizer(HuggingFaceTokenizer):
         FileTokenizer.__init__(self, file.file)  # not that of a tokenizer.json
         pieces = file.required("tokenizer.ggml.tokens")
         kind = file.required("tokenizer.ggml.model")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise UserError(
                 f"{file.file}: tokenizer {kind!r} is not supported; supported: {', '.join(KINDS)}"
             )
@@ -72,7 +72,7 @@ class GGUFTokenizer(HuggingFaceTokenizer):
             raise
         except Exception as error:  # the library raises nothing more specific
             raise UserError(
-                f"{file.file}: the tokenizer does not fit together ({error})"
+                f"{file.file}: the tokenizer does not fit together ({' '.join(str(error).split())})"
             ) from error
         self._set_up(tokenizer, settings)
 

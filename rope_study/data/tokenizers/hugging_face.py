@@ -1,7 +1,9 @@
 """A tokenizer.json as Hugging Face ships it, with the BOS that its model was trained with."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import tokenizers
@@ -40,8 +42,9 @@ class HuggingFaceTokenizer(FileTokenizer):
         """
         super().__init__(path)
         settings = read_object(self._file.with_name(SETTINGS_FILE))
-        self._set_up(_load(self._file, self.name), settings)
-        self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
+        with _refused(self.name):
+            self._set_up(_load(self._file), settings)
+            self.bos = self._find_bos(self._file.with_name(MODEL_FILE))
 
     def _set_up(self, tokenizer: tokenizers.Tokenizer, settings: dict) -> None:
         """Takes a tokenizer, and what tokenizer_config.json says of its special tokens."""
@@ -49,6 +52,8 @@ class HuggingFaceTokenizer(FileTokenizer):
         self._vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         # Not their number: added tokens may leave ids unused.
         self.vocab_size = max(self._vocabulary.values(), default=-1) + 1
+        if self.vocab_size > 2**31:
+            raise ValueError(f"id {self.vocab_size - 1} is more than int32 holds")
         self._is_byte_level = "ByteLevel" in str(tokenizer.decoder)
 
     @property
@@ -143,13 +148,26 @@ class HuggingFaceTokenizer(FileTokenizer):
         return next((special[name] for name in KNOWN_BOS if name in special), None)
 
 
-def _load(file: Path, name: str) -> tokenizers.Tokenizer:
+@contextlib.contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """What the library says of a file that it cannot read, or trips over, as one line."""
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(local_copy(file)))
-    except Exception as error:  # the library raises nothing more specific
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # The library raises nothing more specific; what it trips over is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"tokenizer {name!r} is not a tokenizer.json of Hugging Face ({error})", "tokenizer"
+            f"tokenizer {name!r} is not a tokenizer.json of Hugging Face"
+            f" ({' '.join(str(error).split())})",
+            "tokenizer",
         ) from error
+
+
+def _load(file: Path) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_file(str(local_copy(file)))
     # The file may ask for both, for batches of its own model.
     tokenizer.no_truncation()
     tokenizer.no_padding()

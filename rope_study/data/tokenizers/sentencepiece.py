@@ -33,11 +33,11 @@ class SentencePieceTokenizer(FileTokenizer):
         try:
             file = str(local_copy(self._file))
             self._processor = sentencepiece.SentencePieceProcessor(model_file=file)
-        except (RuntimeError, OSError) as error:
+            self._words = Words(self._processor) if Words.apply_to(self._processor) else None
+        except (RuntimeError, OSError, UnicodeDecodeError, TypeError) as error:  # not UTF-8: bytes
             raise UserError(
                 f"tokenizer {self.name!r} is not a SentencePiece model ({error})", "tokenizer"
             ) from error
-        self._words = Words(self._processor) if Words.apply_to(self._processor) else None
         self.vocab_size = self._processor.vocab_size()
         asked = read_object(self._file.with_name(SETTINGS_FILE)).get("add_bos_token") is not False
         bos = self._processor.bos_id()
