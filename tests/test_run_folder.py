@@ -132,6 +132,10 @@ def test_without_an_intact_checkpoint_nothing_is_touched(run, train_in, capfd):
         for step in ("4", "6"):
             shutil.rmtree(run / "checkpoints" / step / "params")
         checkpoints.load(run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="nothing has been saved yet$") as none_saved:
+        checkpoints.load(run)
+    assert none_saved.value.argument is None  # no other --step would help
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def _restore(path: Path, saved: dict, step: int | None) -> dict:
                 f"no checkpoint of step {step} in {path}: there are {steps}"
                 if steps
                 else f"no checkpoint in {path}: nothing has been saved yet",
-                "step",
+                "step" if steps else None,
                 "give step=" if steps else None,
             )
         try:
