@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rope_study.decoder import attention, loss
 from rope_study.decoder.config import DecoderConfig, LayerSpec, check_ids
@@ -241,9 +242,8 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: Array) -> Array:
         """tokens int[B, T] -> [B, T, D] in the compute dtype."""
-        if not isinstance(tokens, jax.core.Tracer) and getattr(
-            tokens, "is_fully_addressable", True
-        ):
+        is_traced = isinstance(tokens, Tracer)
+        if not is_traced and getattr(tokens, "is_fully_addressable", True):  # all on this host
             check_ids(self.config, np.asarray(tokens))
         dtype = jnp.dtype(self.config.compute_dtype)
         x = self._look_up(self.embedding, tokens).astype(dtype)
