@@ -25,6 +25,7 @@ import jax
 from rope_study import sharding
 from rope_study.data import load_corpus
 from rope_study.training import settings, trainer
+from rope_study.training.prefetch import batch_reader
 from rope_study.training.starts import source_revision, versions
 from rope_study.training.usage_log import WINDOWS, UsageLog
 
@@ -92,17 +93,13 @@ def measure(run: settings.Run, layout: sharding.Layout, rounds: int) -> dict[str
     clock = time.process_time if on_cpu() else time.perf_counter
     corpus = load_corpus(run.data)
     made = trainer.make_trainer(run, layout)
-    batches, state = corpus.train_batches(run.seed), made.init()
+    batch_of, state = batch_reader(run, corpus, made.layout), made.init()
     usage = UsageLog(run, corpus, made.decoder, first=0)
     seconds: dict[str, list[float]] = {"step": [], "reading": []}
     for number in range(rounds + 1):
         start = clock()
         for step in range(number * STEPS, (number + 1) * STEPS):
-            rows = made.layout.place_rows(
-                lambda first, last, step=step: batches.rows(step, first, last),
-                (run.data.batch_size, run.data.length + 1),
-            )
-            state, metrics = made.step(state, rows)
+            state, metrics = made.step(state, batch_of(step))
         jax.block_until_ready((state, metrics))
         stepped = clock()
         usage.read(number, state.params)

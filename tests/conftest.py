@@ -37,6 +37,21 @@ def texts(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def train_in(texts):
+    """Trains one layer of tiny_config.py in a folder; gives the exit status."""
+    from commands import run_command  # imports all of the project, which few tests need
+
+    from rope_study import train
+
+    def start(folder, *arguments):
+        where = f"--config.workdir={folder}", f"--config.data.path={texts}"
+        settings = "--config=tests/tiny_config.py", "--config.model.layers=1"
+        return run_command(train.main, *settings, *where, *arguments)
+
+    return start
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Stores of texts are kept among the tests' own files, also by commands that they start."""

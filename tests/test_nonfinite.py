@@ -12,7 +12,7 @@ import pytest
 from commands import check_one_line, run_command
 from random_parameters import random_parameters
 
-from rope_study import checkpoints, sharding, study, train
+from rope_study import checkpoints, sharding, study
 from rope_study.data import DataSettings, load_corpus
 from rope_study.decoder import Decoder, presets
 from rope_study.training import diagnosis, gradients
@@ -22,17 +22,6 @@ CONFIG = "--config=tests/tiny_config.py"
 LAYOUT = sharding.one_device()
 DECODER = Decoder(presets.tiny(), LAYOUT)
 WINDOWS = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 9)))
-
-
-@pytest.fixture(scope="module")
-def train_in(texts):
-    """Trains in a folder, six steps with a checkpoint every two; gives the exit status."""
-
-    def start(folder, *arguments):
-        where = f"--config.workdir={folder}", f"--config.data.path={texts}"
-        return run_command(train.main, CONFIG, "--config.model.layers=1", *where, *arguments)
-
-    return start
 
 
 @pytest.fixture

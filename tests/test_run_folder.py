@@ -12,26 +12,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import check_one_line, run_command
+from commands import check_one_line
 from tiny_config import get_config
 
-from rope_study import checkpoints, files, train
+from rope_study import checkpoints, files
 from rope_study.errors import UserError
 from rope_study.training import metrics as metrics_lib
 from rope_study.training import owner, run_folder, settings, starts
 
 CONFIG = "--config=tests/tiny_config.py"
-
-
-@pytest.fixture(scope="module")
-def train_in(texts):
-    """Trains in a folder; gives the exit status."""
-
-    def start(folder, *arguments):
-        where = f"--config.workdir={folder}", f"--config.data.path={texts}"
-        return run_command(train.main, CONFIG, "--config.model.layers=1", *where, *arguments)
-
-    return start
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +122,7 @@ def test_without_an_intact_checkpoint_nothing_is_touched(run, train_in, capfd):
             shutil.rmtree(run / "checkpoints" / step / "params")
         checkpoints.load(run)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(UserError, match="nothing has been saved yet$") as none_saved:
+    with pytest.raises(UserError, match=r"nothing has been saved yet$") as none_saved:
         checkpoints.load(run)
     assert none_saved.value.argument is None  # no other --step would help
 

@@ -188,15 +188,13 @@ def held_out_batches(
             " held_out, give more text, or lower length",
             "held_out",
         )
-    if max_windows is None:
-        max_windows = len(windows)
-    check_integer("max_windows", max_windows)
-    count = min(max_windows, len(windows))
-    window_numbers = np.arange(count) * len(windows) // count
+    if max_windows is not None:
+        check_integer("max_windows", max_windows)
+    window_numbers = evenly_spaced(len(windows), max_windows or 0)
 
     # Inside, so that the errors above come at the call and not with the first batch.
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, count, batch_size):
+        for start in range(0, len(window_numbers), batch_size):
             rows = window_numbers[start : start + batch_size]
             filled = np.resize(rows, batch_size).tolist()
             weights = np.ones((batch_size, length + 1), np.float32)
@@ -205,6 +203,12 @@ def held_out_batches(
             yield np.stack([windows[i] for i in filled]), weights
 
     return batches()
+
+
+def evenly_spaced(size: int, most: int) -> np.ndarray:
+    """int[...], at most so many of the places 0..size-1, as far apart as can be; 0: all."""
+    count = min(most, size) if most else size
+    return np.arange(count) * size // max(count, 1)
 
 
 def check_integer(argument: str, value: int, lowest: int = 1) -> None:

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from rope_study.checks import checked
-from rope_study.data.batches import JOINED, check_documents, check_integer, tokenize_each
+from rope_study.data.batches import (
+    JOINED,
+    check_documents,
+    check_integer,
+    evenly_spaced,
+    tokenize_each,
+)
 from rope_study.data.documents import (
     check_fraction,
     find_files,
@@ -89,7 +95,7 @@ def load_documents(
     if held_out is not None:
         _, texts = split(texts, held_out)
     texts = pieces(texts) if len(texts) == 1 else texts
-    numbers = _evenly_spaced(np.arange(len(texts)), most)
+    numbers = evenly_spaced(len(texts), most)
     tokens = tokenize_each([texts[i] for i in numbers], tokenizer, progress)
     starts = np.cumsum([0, *map(len, tokens[:-1])])
     side = Side(np.concatenate(tokens), starts, begun=int(tokenizer.bos is not None))
@@ -123,7 +129,8 @@ def take(side: Side, bos: int | None, most: int = 0, name: str = "") -> Document
     lengths = np.diff(starts, append=len(side.tokens))
     prompts = 0 if side.prompts is None else side.prompts.astype(np.int64)
     counting = lengths > np.maximum(prompts + side.begun, 1)
-    numbers = _evenly_spaced(np.flatnonzero(counting), most)
+    numbers = np.flatnonzero(counting)
+    numbers = numbers[evenly_spaced(len(numbers), most)]
     if not len(numbers):
         raise UserError(f"{name!r} has no document with a token to predict", "data")
     starts, lengths = starts[numbers], lengths[numbers]
@@ -133,11 +140,6 @@ def take(side: Side, bos: int | None, most: int = 0, name: str = "") -> Document
     begins = np.cumsum(lengths) - lengths
     weights[begins] = 0
     return Documents(name, tokens, begins, numbers, weights, bos)
-
-
-def _evenly_spaced(numbers: np.ndarray, most: int) -> np.ndarray:
-    count = min(most, len(numbers)) if most else len(numbers)
-    return numbers[np.arange(count) * len(numbers) // max(count, 1)]
 
 
 # --- windows ----------------------------------------------------------------------------------

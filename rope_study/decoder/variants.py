@@ -115,5 +115,10 @@ def _read_term(text: str, argument: str | None) -> tuple[str, _Term]:
 def describe(config: DecoderConfig) -> str:
     """One line that names a decoder, for titles."""
     names = dict.fromkeys(name_of(spec) for spec in config.pattern)
-    shape = f"{config.layers} layers x {config.d_model}, {' / '.join(names)}"
-    return shape if config.source is None else f"{config.source}, {shape}"
+    return f"{describe_size(config)}, {' / '.join(names)}"
+
+
+def describe_size(config: DecoderConfig) -> str:
+    """The same without its encodings."""
+    size = f"{config.layers} layers x {config.d_model}"
+    return size if config.source is None else f"{config.source}, {size}"

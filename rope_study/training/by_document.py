@@ -23,13 +23,13 @@ from rope_study.data.document_windows import (
     cut,
     window_batches,
 )
-from rope_study.decoder import Decoder, DecoderConfig, check_tokens
+from rope_study.decoder import Decoder, DecoderConfig, check_tokens, variants
 from rope_study.errors import UserError
+from rope_study.probes.datasets import BY_LENGTH, BY_POSITION
 from rope_study.training.evaluate import loss_reader, means_and_errors
 
 GROUPS = 2  # of positions, for each doubling
 NATS = "nats/token"
-BY_LENGTH = ("rotary", "length")
 
 
 @checked
@@ -157,7 +157,7 @@ def _variables(sums: np.ndarray, counts: np.ndarray) -> dict[str, tuple]:
     by_document, tokens = sums.sum(axis=2), counts.sum(axis=1)
     for prefix, axes, values, of in (
         ("", BY_LENGTH, by_document, tokens),
-        ("position_", (*BY_LENGTH, "position"), sums, counts),
+        ("position_", BY_POSITION, sums, counts),
     ):
         for name, shown in (("loss", values), ("difference", values - values[:1])):
             of_each = np.broadcast_to(of, shown.shape)
@@ -178,9 +178,8 @@ def _attributes(
 ) -> dict[str, Any]:
     counted = int(np.count_nonzero(documents.weights))
     trained = {} if config.trained_length is None else {"trained_length": config.trained_length}
-    shape = f"{config.layers} layers x {config.d_model}"
     return trained | {
-        "model": shape if config.source is None else f"{config.source}, {shape}",
+        "model": variants.describe_size(config),
         "text": documents.name, "documents": len(documents.starts), "tokens": counted,
         "context": context, "across": across,
     }  # fmt: skip

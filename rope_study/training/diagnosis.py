@@ -86,11 +86,11 @@ def _finite_gradients(
 
 def _layers(wrong: Mapping[str, np.ndarray], config: DecoderConfig) -> list[int]:
     """The layers whose gradients are not finite, of what `_finite_gradients` gives."""
-    found = []
+    not_finite = []
     for group, _, layers in config.layer_groups:
         for name, finite in wrong.items():
             if name.startswith(f"{group}/"):
                 # Repeats of one place of the pattern are stacked; what is left over is one layer.
                 by_layer = finite if group.startswith("pattern") else [finite.all()]
-                found += [layer for layer, ok in zip(layers, by_layer, strict=True) if not ok]
-    return found
+                not_finite += [layer for layer, ok in zip(layers, by_layer, strict=True) if not ok]
+    return not_finite
